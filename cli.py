@@ -1,0 +1,4 @@
+#!/usr/bin/env python3
+from kvwstream.cli import main
+
+main()

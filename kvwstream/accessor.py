@@ -1,0 +1,101 @@
+"""The Forget Knowledge Accessor A, the exponent S and the gates (Eq. 4-6). NumPy only.
+
+A says how much stronger a knowledge vector speaks on the forget data than on the retain data, S is
+the sum of A over the forget records replayed so far, and exp(-gamma * S) is what a knowledge vector
+is multiplied by. Everything is float64, without units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwstream.coefficients import Float64
+from kvwstream.errors import OptionError
+from kvwstream.plan import Site
+
+EPSILON = 1e-12
+
+
+def accessor(forget_mean: Float64, retain_mean: Float64, covered: npt.NDArray[np.bool_]) -> Float64:
+    """A = max(0, log(C_f + eps) - log(C_r + eps)), Eq. 4.
+
+    `forget_mean` (..., vector), `retain_mean` (vector,), both means of non-negative coefficients;
+    `covered` (vector,) is False where the retain data had no token: there A is 0 (gate 1).
+    """
+    ratio = np.log(forget_mean + EPSILON) - np.log(retain_mean + EPSILON)
+    return np.where(covered, np.maximum(ratio, 0.0), 0.0)
+
+
+def exponent(accessors: npt.ArrayLike) -> Float64:
+    """S after the records `accessors` (record, vector): a left fold in record order."""
+    rows = np.asarray(accessors, dtype=np.float64)
+    total = np.zeros(rows.shape[1:])
+    for row in rows:
+        total += row
+    return total
+
+
+def gates(exponents: Float64, gamma: float) -> Float64:
+    """exp(-gamma * S) (Eq. 5), in (0, 1]; `OptionError` unless gamma is finite and not negative."""
+    return np.exp(-check_gamma(gamma) * exponents)
+
+
+def check_gamma(gamma: float) -> float:
+    """`gamma` itself; `OptionError` unless it is finite and not negative."""
+    if not math.isfinite(gamma) or gamma < 0:
+        raise OptionError(f"gamma must be a finite number of at least 0, got {gamma}")
+    return gamma
+
+
+class LayerRange(NamedTuple):
+    """Decoder layers `start <= layer <= stop`, zero-based and inclusive as in the paper."""
+
+    start: int
+    stop: int
+
+    @classmethod
+    def parse(cls, text: str) -> LayerRange:
+        """`"1:25"` or `"7"`; `OptionError` for anything else, reversed or negative."""
+        first, colon, last = text.partition(":")
+        try:
+            layers = cls(int(first), int(last) if colon else int(first))
+        except ValueError:
+            raise OptionError(f"layers must be like 1:25 (first:last), got {text!r}") from None
+        if layers.start < 0 or layers.stop < layers.start:
+            raise OptionError(
+                f"layers {text}: must not be negative, and the first not beyond the last"
+            )
+        return layers
+
+    def check(self, num_layers: int) -> None:
+        """`OptionError` if the range goes beyond a model of `num_layers` layers."""
+        if self.stop >= num_layers:
+            raise OptionError(
+                f"layers {self}: the model has layers 0 to {num_layers - 1}; choose within them"
+            )
+
+    def __contains__(self, layer: object) -> bool:
+        return isinstance(layer, int) and self.start <= layer <= self.stop
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+
+def vector_gates(
+    sites: Sequence[Site], exponents: Float64, gamma: float, layers: LayerRange
+) -> Float64:
+    """(vector,) gates: exp(-gamma * S) within `layers`, 1 outside.
+
+    `OptionError` if `layers` goes beyond the last site's layer.
+    """
+    layers.check(1 + max(site.layer for site in sites))
+    values = gates(exponents, gamma)
+    for site in sites:
+        if site.layer not in layers:
+            values[site.vectors] = 1.0
+    return values

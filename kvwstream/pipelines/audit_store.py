@@ -1,0 +1,187 @@
+"""The audit of what `collect` and `reduce` write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kvwstream.coefficients import per_vector
+from kvwstream.errors import DamageError, KvwstreamError
+from kvwstream.pipelines.audit_report import Audit
+from kvwstream.pipelines.derive import check_compatible, derive, describe
+from kvwstream.stores.arrays import Array, ArrayDigest, digest_array
+from kvwstream.stores.collected import COUNT, CollectStore
+from kvwstream.stores.location import Location
+from kvwstream.stores.statistics import COORDINATES, DIMS, FORGET, Statistics
+
+
+def audit_store(result: Audit, location: Location) -> list[CollectStore]:
+    """Check a collect store; returns it (in a list) if plan and tables are sound."""
+    try:
+        store = CollectStore.open(location)
+    except KvwstreamError as error:
+        result.findings.append(str(error))
+        return []
+    url, plan, names = location.url, store.plan, location.names()
+    expected = set(_expected_names(store))
+    sealed = store.sealed()
+    for name in sorted(expected - names.keys()):
+        part = name.split("/")[1] if name.startswith("parts/") else ""
+        if name == f"parts/{part}/zarr.json":
+            result.findings.append(f"{url}/parts/{part}: missing seal; run `kvwstream collect` again")
+        elif not part or int(part) in sealed:
+            result.findings.append(f"{url}/{name}: missing")
+    result.findings += [f"{url}/{name}: extra" for name in sorted(names.keys() - expected)]
+
+    wanted = [index for index in sorted(sealed) if index < plan.num_parts]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = [problem for problem in pool.map(partial(_problem, store), wanted) if problem]
+    result.findings += problems
+    if not problems and len(wanted) == plan.num_parts:
+        result.verified.append(
+            f"{url}: {plan.num_parts} parts as sealed, {plan.num_records} records of "
+            f"{plan.num_examples} examples, {int(store.examples.num_positions.sum())} positions"
+        )
+    return [store]
+
+
+def audit_statistics(result: Audit, location: Location, stores: Sequence[CollectStore]) -> None:
+    """Check every array against its digest, then derive all of them anew from the stores."""
+    try:
+        stored = Statistics.open(location)
+    except KvwstreamError as error:
+        result.findings.append(str(error))
+        return
+    url, recorded = location.url, stored.attributes["sha256"]
+    known = {f"{name}/" for name in recorded}
+    extra = [n for n in location.names() if n != "zarr.json" and n.split("/")[0] + "/" not in known]
+    result.findings += [f"{url}/{name}: extra" for name in extra]
+    needed = [name for name in DIMS if stored.num_forget_records or name not in FORGET]
+    result.findings += [f"{url}: the digest of {n} is missing" for n in needed if n not in recorded]
+    if all([result.attempt(partial(_check_array, stored, name)) for name in recorded]):
+        result.verified.append(f"{url}: {len(recorded)} arrays as digested")
+
+    by_digest = {
+        store.digest(): store
+        for store in stores
+        if store.sealed() >= set(range(store.plan.num_parts)) and result.passed
+    }
+    wanted = stored.attributes["sources"]
+    absent = [source["name"] for source in wanted if source["digest"] not in by_digest]
+    if absent:
+        result.notes.append(
+            f"{url}: not derived anew, that needs the very stores it came from; missing or changed: "
+            + ", ".join(absent)
+        )
+        return
+    sources = {
+        role: [by_digest[s["digest"]] for s in wanted if s["role"] == role]
+        for role in ("retain", "forget")
+    }
+    result.attempt(lambda: _derive_anew(stored, sources["retain"], sources["forget"]))
+
+
+def _problem(store: CollectStore, index: int) -> str | None:
+    """What is wrong with a part, if anything."""
+    try:
+        _check_part(store, index)
+    except KvwstreamError as error:
+        return str(error)
+    return None
+
+
+def _check_part(store: CollectStore, index: int) -> None:
+    data = store.read_part(index)
+    name = f"{store.location.url}/parts/{data.part.name}"
+    if store.read_seal(index)["num_tokens"] != data.counts.sum():
+        raise DamageError(f"{name}: its seal says another number of tokens than {COUNT}")
+    positions = store.examples.num_positions
+    for row, record in enumerate(range(data.part.start, data.part.stop)):
+        expected = sum(int(positions[i]) for i in store.plan.examples_of(record))
+        if np.any(data.counts[row] != expected):
+            raise DamageError(
+                f"{name}: record {record} counts {data.counts[row].tolist()[:3]}… tokens, its "
+                f"examples have {expected}"
+            )
+    for moment, sums in data.sums.items():
+        if not np.isfinite(sums).all():
+            raise DamageError(f"{name}/{moment}_sum: holds values that are not finite")
+        silent = per_vector(data.counts == 0, store.widths)
+        if (moment != "signed" and sums.min() < 0) or np.any(sums[silent] != 0):
+            raise DamageError(f"{name}/{moment}_sum: holds values that no coefficients give")
+
+
+def _expected_names(store: CollectStore) -> Iterator[str]:
+    yield "zarr.json"
+    for table, columns in (
+        ("sites", store.sites[0]._fields),
+        ("examples", ("id", "digest", "num_tokens", "num_positions")),
+    ):
+        yield f"{table}/zarr.json"
+        for column in columns:
+            yield f"{table}/{column}/zarr.json"
+            yield f"{table}/{column}/c/0" + ("/0" if column == "digest" else "")
+    yield "parts/zarr.json"
+    for part in store.plan.parts:
+        yield f"parts/{part.name}/zarr.json"
+        for array in (*(f"{moment}_sum" for moment in store.plan.moments), COUNT):
+            yield f"parts/{part.name}/{array}/zarr.json"
+            yield f"parts/{part.name}/{array}/c/0/0"
+
+
+def _check_array(stored: Statistics, name: str) -> None:
+    stored.read(name)
+
+
+class _Digests:
+    """Takes derived arrays and keeps their digests alone."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int]]) -> None:
+        self.shapes, self.found = shapes, dict[str, str]()
+
+    def put(self, name: str, values: Array) -> None:
+        self.found[name] = digest_array(values)
+
+    def rows(self, name: str, dtype: Any) -> _RowDigest:
+        return _RowDigest(self, name, ArrayDigest(dtype, self.shapes[name]))
+
+
+@dataclass
+class _RowDigest:
+    parent: _Digests
+    name: str
+    digest: ArrayDigest
+
+    def add(self, row: Array) -> None:
+        self.digest.update(row)
+
+    def close(self) -> None:
+        self.parent.found[self.name] = self.digest.hexdigest()
+
+
+def _derive_anew(
+    stored: Statistics, retain: Sequence[CollectStore], forget: Sequence[CollectStore]
+) -> str:
+    check_compatible([*retain, *forget])
+    sizes = {"vector": retain[0].plan.num_vectors, "site": retain[0].plan.num_sites}
+    records = stored.num_forget_records
+    shapes = {n: (records, sizes[d[1]]) for n, d in DIMS.items() if len(d) == 2}
+    digests = _Digests(shapes)
+    derive(digests, retain, forget)
+    recorded = stored.attributes["sha256"]
+    changed = [name for name, digest in digests.found.items() if recorded.get(name) != digest]
+    absent = [n for n in recorded if n not in digests.found and n not in COORDINATES]
+    expected = describe(retain, forget)
+    changed += [key for key in ("model", "moment") if stored.attributes.get(key) != expected[key]]
+    if changed or absent:
+        raise DamageError(
+            f"{stored.location.url}: derived anew from the stores, these differ: "
+            + ", ".join(changed + absent)
+        )
+    return f"{stored.location.url}: derived anew from {len(retain) + len(forget)} stores, bit for bit"

@@ -1,0 +1,155 @@
+"""Questions to a model, greedy answers, and how many are right; one JSON line per example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from transformers import GenerationConfig
+
+from kvwstream.accessor import LayerRange, vector_gates
+from kvwstream.answers import AnswerEncoder
+from kvwstream.checkpoint import Checkpoint
+from kvwstream.examples import Example
+from kvwstream.gates import gated
+from kvwstream.metrics import contains, rouge_l
+from kvwstream.models import LoadedModel, inference, load_model
+from kvwstream.pipelines.apply import check_base
+from kvwstream.progress import Progress, Silent
+from kvwstream.stores.location import Location
+from kvwstream.stores.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Gates to try without writing a weight: statistics, gamma and layers."""
+
+    statistics: str
+    gamma: float
+    layers: LayerRange
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One example's response and its scores."""
+
+    id: str
+    question: str
+    answer: str
+    response: str
+    correct: bool
+    """Some keyword (default: the whole answer) is contained in the response."""
+    rouge_l: float
+    rouge_l_recall: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Judgements in the order of the data, and their means."""
+
+    judgements: list[Judgement]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct responses."""
+        return fmean(judgement.correct for judgement in self.judgements)
+
+    @property
+    def rouge_l(self) -> float:
+        """Mean ROUGE-L F-measure."""
+        return fmean(judgement.rouge_l for judgement in self.judgements)
+
+    @property
+    def rouge_l_recall(self) -> float:
+        """Mean ROUGE-L recall."""
+        return fmean(judgement.rouge_l_recall for judgement in self.judgements)
+
+    def write(self, path: Path) -> None:
+        """One JSON object per example."""
+        lines = (json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in self.judgements)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines))
+
+
+def evaluate(
+    model: Path,
+    examples: Sequence[Example],
+    *,
+    strength: Strength | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 50,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Load the model, answer every example greedily, judge; with `strength`, through gates."""
+    gate: AbstractContextManager[None] = nullcontext()
+    loaded = load_model(model, dtype, device)
+    if strength:
+        gate = open_gates(loaded, strength)
+    with gate:
+        return judge(
+            loaded,
+            examples,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
+
+
+def open_gates(loaded: LoadedModel, strength: Strength) -> AbstractContextManager[None]:
+    """Gates for the loaded base model; `PlanMismatchError` if it is another than was measured."""
+    stored = Statistics.open(Location(strength.statistics))
+    check_base(stored, Checkpoint.open(loaded.folder).digest, loaded.folder)
+    values = vector_gates(stored.sites, stored.exponent(), strength.gamma, strength.layers)
+    return gated(loaded.model, stored.sites, values)
+
+
+def judge(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 50,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Greedy answers of a loaded model, at most `max_new_tokens` long, judged one by one."""
+    encoder = AnswerEncoder(loaded.processor, loaded.model.config)
+    ends = loaded.model.generation_config.eos_token_id or encoder.tokenizer.eos_token_id
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=encoder.tokenizer.pad_token_id,
+    )
+    judgements: list[Judgement] = []
+    with (
+        (progress or Silent()).task("evaluate", len(examples), "examples") as advance,
+        inference(loaded.model),
+    ):
+        for start in range(0, len(examples), batch_size):
+            chosen = examples[start : start + batch_size]
+            inputs = {k: v.to(loaded.device) for k, v in encoder.prompts(chosen).items()}
+            length = inputs["input_ids"].shape[1]
+            tokens = loaded.model.generate(**inputs, generation_config=greedy)[:, length:]
+            responses = encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            judgements += map(_judge, chosen, responses)
+            advance(len(chosen), tokens.numel())
+    return Evaluation(judgements)
+
+
+def _judge(example: Example, response: str) -> Judgement:
+    rouge = rouge_l(response, example.answer)
+    return Judgement(
+        id=example.id,
+        question=str(example.messages[-2]["content"]),
+        answer=example.answer,
+        response=response.strip(),
+        correct=contains(response, example.keywords or (example.answer,)),
+        rouge_l=rouge.f_measure,
+        rouge_l_recall=rouge.recall,
+    )

@@ -1,0 +1,68 @@
+"""Stores -> statistics: the numbers of `derive`, written as one Zarr group."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from kvwstream.errors import StorageError
+from kvwstream.pipelines.derive import check_compatible, derive, describe
+from kvwstream.progress import Progress, Silent
+from kvwstream.stores.collected import CollectStore
+from kvwstream.stores.location import Location
+from kvwstream.stores.statistics import DIMS, Statistics, StatisticsWriter
+
+
+def reduce(
+    retain: Sequence[str],
+    out: str,
+    forget: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Reduce complete stores into the new statistics group `out`.
+
+    Several stores of one kind count as one, in the order given. Raises `IncompleteError` listing
+    unsealed parts, `PlanMismatchError` if the stores do not belong together, `DataError` if two of
+    them share an example, `StorageError` if `out` exists.
+    """
+    progress = progress or Silent()
+    retain_stores = open_stores(retain)
+    forget_stores = open_stores(forget)
+    stores = [*retain_stores, *forget_stores]
+    check_compatible(stores)
+    location = Location(out)
+    _make_room(location)
+
+    num_parts = sum(store.plan.num_parts for store in stores)
+    num_records = sum(store.plan.num_records for store in forget_stores)
+    writer = StatisticsWriter(location, stores[0].sites, num_records)
+    with progress.task("reduce", num_parts, "parts") as advance:
+        derive(writer, retain_stores, forget_stores, advance)
+    writer.put_coordinates(list(chain.from_iterable(map(_record_names, forget_stores))))
+    writer.finish(describe(retain_stores, forget_stores))
+    return Statistics.open(location)
+
+
+def open_stores(urls: Sequence[str]) -> list[CollectStore]:
+    """Complete stores; `IncompleteError` lists the parts without a seal."""
+    stores = [CollectStore.open(Location(url)) for url in urls]
+    for store in stores:
+        store.require_sealed()
+    return stores
+
+
+def _make_room(location: Location) -> None:
+    """Remove what an interrupted `reduce` left; anything else is refused."""
+    names = location.names()
+    if any(name.split("/")[0] not in DIMS for name in names):
+        raise StorageError(f"{location.url}: exists already; choose another name or remove it")
+    if names:
+        shutil.rmtree(location.path)
+
+
+def _record_names(store: CollectStore) -> Iterator[str]:
+    ids, plan = store.examples.ids, store.plan
+    for record in range(plan.num_records):
+        yield ", ".join(ids[index] for index in plan.examples_of(record))

@@ -1,0 +1,1 @@
+"""Everything that touches Zarr: layout, parts and their seals, digests, xarray views."""

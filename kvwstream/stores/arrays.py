@@ -1,0 +1,150 @@
+"""Arrays and tables as Zarr v3, one way of writing each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from kvwstream.errors import DamageError
+from kvwstream.plan import canonical_json, digest_of
+from kvwstream.stores.location import Location, storage_errors
+
+Array = npt.NDArray[Any]
+
+COMPRESSION = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+"""Floats of like size share their upper bytes: shuffled, they shrink; zstd 1 keeps up with disks."""
+
+
+class ArrayDigest:
+    """SHA-256 of dtype, shape and the little-endian bytes in C order, whatever the chunks are.
+
+    Fed row by row, or in any runs of rows, it gives the same as the whole array at once.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._hash = hashlib.sha256(canonical_json([self.dtype.str, list(shape)]))
+
+    def update(self, rows: Array) -> None:
+        """Take in the next rows."""
+        self._hash.update(np.ascontiguousarray(rows, self.dtype).data)
+
+    def hexdigest(self) -> str:
+        """The digest of what was fed so far."""
+        return self._hash.hexdigest()
+
+
+def digest_array(values: Array) -> str:
+    """`ArrayDigest` of a whole array; of text, SHA-256 of its canonical JSON."""
+    if values.dtype.kind in "OTU":
+        return digest_of(values.tolist())
+    digest = ArrayDigest(values.dtype, values.shape)
+    digest.update(values)
+    return digest.hexdigest()
+
+
+def create_array(
+    location: Location,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    dims: tuple[str, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """An array at `location/name`, compressed, every chunk with a CRC-32C.
+
+    Only the array's own names are written: no group document appears above it.
+    """
+    place = location.at(*name.split("/"))
+    with storage_errors(place.url):
+        return zarr.create_array(
+            place.zarr(mkdir=True),
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=[COMPRESSION, Crc32cCodec()],
+            fill_value="" if dtype is str else 0,
+            dimension_names=dims,
+            attributes=dict(attributes or {}),
+            overwrite=True,
+        )
+
+
+def write_array(
+    location: Location,
+    name: str,
+    values: Array,
+    dims: tuple[str, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None = None,
+) -> None:
+    """Write a whole array at `location/name`."""
+    kind = str if values.dtype.kind in "OTU" else values.dtype
+    array = create_array(location, name, values.shape, kind, dims, chunks, shards)
+    with storage_errors(location.at(name).url):
+        array[...] = values
+
+
+def read_array(location: Location, name: str, rows: slice = slice(None)) -> Array:
+    """The array at `location/name`; `DamageError` or `StorageError` where it cannot be read."""
+    place = location.at(*name.split("/"))
+    if not place.exists():
+        raise DamageError(f"{place.url}: is missing")
+    with storage_errors(place.url):
+        try:
+            values = zarr.open_array(place.zarr(), mode="r")[rows]
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            # Codecs report damage by these; what they say names no file.
+            raise DamageError(f"{place.url}: cannot be decoded: {error}") from error
+    return np.asarray(values)
+
+
+def write_table(location: Location, name: str, dim: str, columns: Mapping[str, Array]) -> None:
+    """A group `location/name` of equally long columns, each one chunk along `dim`."""
+    for column, values in columns.items():
+        dims = (dim, "byte")[: values.ndim]
+        write_array(location, f"{name}/{column}", values, dims, chunks=values.shape)
+    place = location.at(name)
+    place.write("zarr.json", group_document({}, place, columns))
+
+
+def read_table(location: Location, name: str, columns: tuple[str, ...]) -> dict[str, Array]:
+    """The columns of a table that `write_table` wrote."""
+    return {column: read_array(location, f"{name}/{column}") for column in columns}
+
+
+def group_document(
+    attributes: Mapping[str, Any], location: Location | None = None, arrays: Iterable[str] = ()
+) -> bytes:
+    """A Zarr v3 group's `zarr.json`; the same attributes and arrays give the same bytes.
+
+    The metadata of the `arrays` in `location` are consolidated in it, so that xarray opens the
+    group with one read.
+    """
+    document: dict[str, Any] = {
+        "attributes": dict(attributes),
+        "node_type": "group",
+        "zarr_format": 3,
+    }
+    if location:
+        metadata = {}
+        for name in arrays:
+            content = location.read(f"{name}/zarr.json")
+            assert content is not None, f"{name} is not written yet"
+            metadata[name] = json.loads(content)
+        document["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": metadata,
+        }
+    return canonical_json(document)

@@ -1,0 +1,265 @@
+"""The store that `collect` writes: a plan, two tables, and parts that are sealed one by one.
+
+    STORE.zarr/zarr.json            the plan, written first
+    STORE.zarr/sites/...            table of value projections
+    STORE.zarr/examples/...         table of examples, in plan order
+    STORE.zarr/parts/000000/...     arrays of a part; its own zarr.json, written last, is the seal
+
+A part without its `zarr.json` is no Zarr group: plain `zarr` does not see it either.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kvwstream.coefficients import Float32, Int64
+from kvwstream.errors import DamageError, IncompleteError, PlanMismatchError, StorageError
+from kvwstream.plan import CollectPlan, Part, Site, digest_of
+from kvwstream.stores.arrays import (
+    Array,
+    digest_array,
+    group_document,
+    read_array,
+    read_table,
+    write_array,
+    write_table,
+)
+from kvwstream.stores.location import Location
+
+COUNT = "token_count"
+SEAL_NAME = re.compile(r"parts/(\d{6,})/zarr\.json")
+
+
+@dataclass(frozen=True)
+class ExampleTable:
+    """What the store says of its examples, in plan order; record k holds `plan.examples_of(k)`."""
+
+    ids: list[str]
+    digests: list[str]
+    """SHA-256 of each example's content."""
+    num_tokens: Int64
+    """(example,) length of prompt plus answer in tokens."""
+    num_positions: Int64
+    """(example,) positions that count."""
+
+    @property
+    def digest(self) -> str:
+        """The plan's `data_digest`: contents in order, ids apart."""
+        return digest_of(self.digests)
+
+
+@dataclass(frozen=True)
+class PartData:
+    """A sealed part in memory."""
+
+    part: Part
+    sums: dict[str, Float32]
+    """Per moment, (record, vector) float32."""
+    counts: Int64
+    """(record, site) answer positions."""
+
+
+@dataclass(frozen=True)
+class CollectStore:
+    """A store with its plan and tables; parts are read and written one at a time."""
+
+    location: Location
+    plan: CollectPlan
+    sites: list[Site]
+    examples: ExampleTable
+
+    @classmethod
+    def create(
+        cls, location: Location, plan: CollectPlan, sites: list[Site], examples: ExampleTable
+    ) -> CollectStore:
+        """Begin a store, or go on with one of the same plan.
+
+        `PlanMismatchError` with a line per difference where the place holds another plan.
+        """
+        document = group_document({"kind": "collect", "plan": plan.to_dict()})
+        if location.names() and location.read("zarr.json") is None:
+            raise StorageError(f"{location.url}: holds other files; choose another place")
+        if not location.create("zarr.json", document):
+            differences = read_plan(location).differences(plan)
+            if differences:
+                raise PlanMismatchError(
+                    f"{location.url}: holds a store with another plan; use its options or another "
+                    "place:\n  " + "\n  ".join(differences)
+                )
+        store = cls(location, plan, sites, examples)
+        if location.read("parts/zarr.json") is None:  # written when the tables are complete
+            store._write_tables()
+            location.sync()
+        return store
+
+    @classmethod
+    def open(cls, location: Location) -> CollectStore:
+        """An existing store; `DamageError` if plan or tables are not as the plan's digests say."""
+        plan = read_plan(location)
+        columns = read_table(location, "sites", Site._fields)
+        rows = zip(*(columns[field].tolist() for field in Site._fields), strict=True)
+        sites = [Site(*row) for row in rows]
+        if sites_digest(sites) != plan.sites_digest:
+            raise DamageError(f"{location.url}/sites: changed, its digest is not the plan's")
+        table = read_table(
+            location, "examples", ("id", "digest", "num_tokens", "num_positions")
+        )
+        examples = ExampleTable(
+            table["id"].tolist(),
+            [row.tobytes().hex() for row in table["digest"]],
+            table["num_tokens"],
+            table["num_positions"],
+        )
+        if examples.digest != plan.data_digest:
+            raise DamageError(f"{location.url}/examples: changed, its digest is not the plan's")
+        return cls(location, plan, sites, examples)
+
+    @cached_property
+    def widths(self) -> Int64:
+        """(site,) knowledge vectors per site."""
+        return np.array([site.width for site in self.sites], np.int64)
+
+    def sealed(self) -> set[int]:
+        """Indices of the parts that have a seal; one listing."""
+        found = (SEAL_NAME.fullmatch(name) for name in self.location.names())
+        return {int(match[1]) for match in found if match}
+
+    def require_sealed(self) -> None:
+        """`IncompleteError` listing every part without a seal."""
+        missing = sorted(set(range(self.plan.num_parts)) - self.sealed())
+        if missing:
+            raise IncompleteError(
+                f"{self.location.url}: {len(missing)} of {self.plan.num_parts} parts have no seal "
+                f"({', '.join(map(str, missing))}); run the same `kvwstream collect` again"
+            )
+
+    def write_part(self, data: PartData, environment: Mapping[str, str]) -> None:
+        """Write the arrays of a part, make them durable, then seal it.
+
+        `environment` names what made it (torch, device, ...). A part that already has a seal is
+        left as it is: whoever was first wrote the same bytes.
+        """
+        place = self.location.at("parts", data.part.name)
+        records, width = data.part.num_records, int(self.widths.max())
+        chunk = (records, width)
+        shard = (records, -(-self.plan.num_vectors // width) * width)
+        for moment, sums in data.sums.items():
+            write_array(place, f"{moment}_sum", sums, ("record", "vector"), chunk, shard)
+        write_array(place, COUNT, data.counts, ("record", "site"), data.counts.shape)
+        sha256 = {f"{moment}_sum": digest_array(sums) for moment, sums in data.sums.items()}
+        sha256[COUNT] = digest_array(data.counts)
+        place.sync()
+        seal = {
+            "plan": self.plan.digest,
+            **data.part._asdict(),
+            "num_tokens": int(data.counts.sum()),
+            "sha256": sha256,
+            "environment": dict(environment),
+        }
+        place.create("zarr.json", group_document({"seal": seal}, place, sha256))
+        place.sync()
+
+    def read_seal(self, index: int) -> dict[str, Any]:
+        """The seal of a part; `DamageError` if it is missing, unreadable or of another plan."""
+        part = self.plan.part(index)
+        name = f"{self.location.url}/parts/{part.name}"
+        seal = _attributes(self.location.at("parts", part.name), "seal")
+        if not isinstance(seal, dict):
+            raise DamageError(f"{name}: its seal is missing or unreadable")
+        expected = {"plan": self.plan.digest, **part._asdict()}
+        for field, value in expected.items():
+            if seal.get(field) != value:
+                raise DamageError(
+                    f"{name}: its seal says {field} {seal.get(field)!r}, the plan says {value!r}"
+                )
+        return seal
+
+    def read_part(self, index: int, moments: Sequence[str] | None = None) -> PartData:
+        """A part, checked against its seal; `DamageError` naming the array that is not as sealed.
+
+        `moments` (default: all of the plan) selects which sums are read.
+        """
+        part, seal = self.plan.part(index), self.read_seal(index)
+        place = self.location.at("parts", part.name)
+        shapes = {
+            f"{moment}_sum": (part.num_records, self.plan.num_vectors)
+            for moment in moments or self.plan.moments
+        }
+        shapes[COUNT] = (part.num_records, self.plan.num_sites)
+        arrays: dict[str, Array] = {}
+        for name, shape in shapes.items():
+            arrays[name] = values = read_array(place, name)
+            if values.shape != shape or digest_array(values) != seal["sha256"].get(name):
+                raise DamageError(
+                    f"{place.url}/{name}: is not what the seal says; restore the part, or delete "
+                    f"{place.url} and run the same `kvwstream collect` again"
+                )
+        counts = arrays.pop(COUNT)
+        return PartData(part, {name.removesuffix("_sum"): a for name, a in arrays.items()}, counts)
+
+    def digest(self) -> str:
+        """SHA-256 of plan and seals: names the content of a complete store."""
+        seals = [self.read_seal(index)["sha256"] for index in range(self.plan.num_parts)]
+        return digest_of([self.plan.to_dict(), seals])
+
+    def _write_tables(self) -> None:
+        columns = {
+            field: np.array([getattr(site, field) for site in self.sites])
+            for field in Site._fields
+        }
+        write_table(self.location, "sites", "site", columns)
+        digests = np.array([list(bytes.fromhex(d)) for d in self.examples.digests], np.uint8)
+        write_table(
+            self.location,
+            "examples",
+            "example",
+            {
+                "id": np.array(self.examples.ids, dtype=object),
+                "digest": digests,
+                "num_tokens": self.examples.num_tokens,
+                "num_positions": self.examples.num_positions,
+            },
+        )
+        self.location.write("parts/zarr.json", group_document({}))
+
+
+def sites_digest(sites: Sequence[Site]) -> str:
+    """The plan's `sites_digest`."""
+    return digest_of([list(site) for site in sites])
+
+
+def read_plan(location: Location) -> CollectPlan:
+    """The plan at a store's root; `DamageError` if there is none or it is unreadable."""
+    attributes = read_attributes(location)
+    if attributes.get("kind") != "collect" or not isinstance(attributes.get("plan"), dict):
+        raise DamageError(f"{location.url}: not a store that `kvwstream collect` wrote")
+    try:
+        return CollectPlan.from_dict(attributes["plan"])
+    except DamageError as error:
+        raise DamageError(f"{location.url}: {error}") from error
+
+
+def read_attributes(location: Location) -> dict[str, Any]:
+    """Attributes of the Zarr group at `location`; `DamageError` if there is none."""
+    attributes = _attributes(location)
+    if not isinstance(attributes, dict):
+        raise DamageError(f"{location.url}: no Zarr group with attributes is there")
+    return attributes
+
+
+def _attributes(location: Location, key: str | None = None) -> Any:
+    document = location.read("zarr.json")
+    if document is None:
+        return None
+    try:
+        attributes = json.loads(document)["attributes"]
+        return attributes if key is None else attributes[key]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,216 @@
+"""What `reduce` writes: C_r, C_f, A and S as one Zarr group that xarray opens with named axes.
+
+The group's `zarr.json` is written last and holds the SHA-256 of every array: without it there is no
+group, with it every array is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kvwstream.accessor import exponent
+from kvwstream.coefficients import Float64, Int64, per_vector
+from kvwstream.errors import DamageError, OptionError
+from kvwstream.plan import FORMAT_VERSION, Site, digest_of
+from kvwstream.stores.arrays import (
+    Array,
+    ArrayDigest,
+    create_array,
+    digest_array,
+    group_document,
+    read_array,
+    write_array,
+)
+from kvwstream.stores.collected import read_attributes
+from kvwstream.stores.location import Location, storage_errors
+
+DIMS: dict[str, tuple[str, ...]] = {
+    "retain_mean": ("vector",),
+    "retain_standard_error": ("vector",),
+    "retain_token_count": ("site",),
+    "forget_mean": ("record", "vector"),
+    "forget_running_mean": ("record", "vector"),
+    "accessor": ("record", "vector"),
+    "forget_token_count": ("record", "site"),
+    "exponent": ("vector",),
+    # coordinates
+    "site": ("site",),
+    "tensor": ("site",),
+    "axis": ("site",),
+    "site_layer": ("site",),
+    "expert": ("site",),
+    "width": ("site",),
+    "offset": ("site",),
+    "site_index": ("vector",),
+    "layer": ("vector",),
+    "channel": ("vector",),
+    "examples": ("record",),
+}
+COORDINATES = list(DIMS)[list(DIMS).index("site") :]
+FORGET = [name for name, dims in DIMS.items() if "record" in dims] + ["exponent"]
+SITE_COLUMNS = dict(
+    zip(Site._fields, ("site", "tensor", "axis", "site_layer", "expert", "width", "offset"))
+)
+CHUNK_BYTES = 16 << 20
+"""Size that chunks of whole records aim at."""
+
+
+class StatisticsWriter:
+    """Writes the arrays, then the group document that makes them count."""
+
+    def __init__(self, location: Location, sites: Sequence[Site], num_records: int) -> None:
+        self.location, self.sites = location, list(sites)
+        self.num_records = num_records
+        self.num_vectors = sum(site.width for site in sites)
+        self.digests: dict[str, str] = {}
+
+    def put(self, name: str, values: Array) -> None:
+        """Write a whole array."""
+        write_array(self.location, name, values, DIMS[name], chunks=values.shape)
+        self.digests[name] = digest_array(values)
+
+    def rows(self, name: str, dtype: Any) -> RowWriter:
+        """An array of one row per forget record, to be filled in record order."""
+        width = self.num_vectors if DIMS[name][1] == "vector" else len(self.sites)
+        return RowWriter(self, name, (self.num_records, width), dtype)
+
+    def put_coordinates(self, examples: Sequence[str]) -> None:
+        """What tells the axes apart: sites, layers, channels, the examples of each record."""
+        for field, name in SITE_COLUMNS.items():
+            self.put(name, np.array([getattr(site, field) for site in self.sites]))
+        widths = np.array([site.width for site in self.sites], np.int64)
+        layers = np.array([site.layer for site in self.sites], np.int32)
+        self.put("site_index", per_vector(np.arange(len(self.sites), dtype=np.int32), widths))
+        self.put("layer", per_vector(layers, widths))
+        self.put("channel", np.concatenate([np.arange(w, dtype=np.int32) for w in widths]))
+        if self.num_records:
+            self.put("examples", np.array(examples, dtype=object))
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Make everything durable and write the group document."""
+        self.location.sync()
+        self.location.create(
+            "zarr.json",
+            group_document(
+                {
+                    "kind": "statistics",
+                    "format_version": FORMAT_VERSION,
+                    "num_forget_records": self.num_records,
+                    "coordinates": " ".join(name for name in COORDINATES if name in self.digests),
+                    "sha256": self.digests,
+                    **attributes,
+                },
+                self.location,
+                self.digests,
+            ),
+        )
+        self.location.sync()
+
+
+class RowWriter:
+    """Fills an array from the first record on, a chunk of records at a time."""
+
+    def __init__(
+        self, parent: StatisticsWriter, name: str, shape: tuple[int, int], dtype: Any
+    ) -> None:
+        self.parent, self.name = parent, name
+        row = np.dtype(dtype).itemsize * shape[1]
+        self.step = min(shape[0], max(1, CHUNK_BYTES // row))
+        self.array = create_array(
+            parent.location, name, shape, dtype, DIMS[name], (self.step, shape[1])
+        )
+        self.digest = ArrayDigest(dtype, shape)
+        self.pending: list[Array] = []
+        self.done = 0
+
+    def add(self, row: Array) -> None:
+        """Take the next record's row."""
+        self.digest.update(row)
+        self.pending.append(row)
+        if len(self.pending) == self.step:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left; every record must have come."""
+        self._flush()
+        assert self.done == self.array.shape[0], f"{self.name}: {self.done} rows"
+        self.parent.digests[self.name] = self.digest.hexdigest()
+
+    def _flush(self) -> None:
+        if self.pending:
+            stop = self.done + len(self.pending)
+            with storage_errors(self.parent.location.at(self.name).url):
+                self.array[self.done : stop] = np.stack(self.pending)
+            self.done, self.pending = stop, []
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A finished statistics group; arrays are read when they are asked for."""
+
+    location: Location
+    attributes: dict[str, Any]
+
+    @classmethod
+    def open(cls, location: Location) -> Statistics:
+        """`DamageError` if no complete statistics of this format version are there."""
+        attributes = read_attributes(location)
+        if attributes.get("kind") != "statistics":
+            raise DamageError(f"{location.url}: not statistics that `kvwstream reduce` wrote")
+        if attributes.get("format_version") != FORMAT_VERSION:
+            raise DamageError(
+                f"{location.url}: statistics of format version {attributes.get('format_version')}; "
+                f"this kvwstream reads version {FORMAT_VERSION}"
+            )
+        return cls(location, attributes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the attributes, which hold the SHA-256 of every array."""
+        return digest_of(self.attributes)
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the base weights that were measured."""
+        return str(self.attributes["model"]["model_digest"])
+
+    @property
+    def num_forget_records(self) -> int:
+        """Number of rows of A; 0 for retain statistics alone."""
+        return int(self.attributes["num_forget_records"])
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """The value projections, in order of the vector axis."""
+        columns = [self.read(name).tolist() for name in SITE_COLUMNS.values()]
+        return [Site(*row) for row in zip(*columns, strict=True)]
+
+    def read(self, name: str) -> Array:
+        """A whole array, checked against its SHA-256."""
+        values = read_array(self.location, name)
+        if digest_array(values) != self.attributes["sha256"].get(name):
+            raise DamageError(
+                f"{self.location.url}/{name}: is not what the group's digest says; run "
+                "`kvwstream reduce` again"
+            )
+        return values
+
+    def exponent(self, until: int | None = None) -> Float64:
+        """S (vector,) after all forget records, or after the first `until`."""
+        if not self.num_forget_records:
+            raise OptionError(
+                f"{self.location.url}: holds retain statistics alone; reduce it with --forget"
+            )
+        if until is None:
+            return self.read("exponent")
+        return exponent(read_array(self.location, "accessor", slice(0, until)))
+
+    def unseen_sites(self) -> list[str]:
+        """Sites that no retain token reached: their gate is 1."""
+        tokens: Int64 = self.read("retain_token_count")
+        return [site.path for site, n in zip(self.sites, tokens, strict=True) if n == 0]
