@@ -11,7 +11,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## a real model forgets forty capitals; about four minutes on two cores
-	$(BIN)/kvwstream demo
+	rm -rf demo-output
+	$(BIN)/kvwstream demo $(DEMO)
 
 test: check  ## style, types, tests
 	$(BIN)/pytest

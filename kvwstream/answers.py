@@ -17,17 +17,26 @@ from transformers import PretrainedConfig
 
 from kvwstream.errors import DataError
 from kvwstream.examples import Example
+from kvwstream.images import load_image
 
 
 class Span(NamedTuple):
-    """Lengths in tokens: the prompt, and the prompt with the answer."""
+    """Lengths in tokens: the prompt, the prompt with the answer, and the image tokens in it."""
 
     prompt: int
     total: int
+    image: int = 0
+    """Image tokens that can be predicted: those behind the first position."""
 
-    def positions(self, rule: str) -> range:
-        """Positions t that count: t + 1 is an answer token (`answer`), or any token (`all`)."""
-        return range(self.prompt - 1 if rule == "answer" else 0, self.total - 1)
+    def num_positions(self, rule: str) -> int:
+        """How many positions count under a token rule of the plan."""
+        counts = {
+            "answer": self.total - self.prompt,
+            "question": self.prompt - 1 - self.image,
+            "image": self.image,
+            "all": self.total - 1,
+        }
+        return counts[rule]
 
 
 @dataclass(frozen=True)
@@ -52,53 +61,67 @@ class Batch:
         return Batch(inputs, self.rows.to(device, non_blocking=True), self.counts)
 
 
+class Rendered(NamedTuple):
+    """Text of a conversation; what the model reads is the two in one."""
+
+    prompt: str
+    answer: str
+    """With the white space that the template puts between."""
+
+
 class AnswerEncoder:
-    """Renders, tokenises and batches examples for one model."""
+    """Renders, tokenises and batches examples for one model, with their images if it takes any."""
 
     def __init__(self, processor: Any, config: PretrainedConfig) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.multimodal = processor is not self.tokenizer
+        self.template = getattr(processor, "chat_template", None)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         text = config.get_text_config(decoder=True)
         limit = getattr(text, "max_position_embeddings", None)
         self.max_length = min(limit or 2**31, self.tokenizer.model_max_length)
+        self.image_ids = {getattr(config, "image_token_id", None)} - {None}
+        self.takes_suffix = self.multimodal and not self.template
+        """A processor without a chat template takes the answer apart, as PaliGemma's does: only
+        then its attention, which is bidirectional within the prompt, is causal in the answer."""
+        self.rows_interact = bool(getattr(text, "cross_attention_layers", None))
+        """Whether a row's numbers depend on how many images its neighbours in a batch have."""
 
-    def render(self, example: Example) -> tuple[str, str]:
-        """The prompt's text and the text of prompt plus answer.
+    def render(self, example: Example) -> Rendered:
+        """Prompt and answer as text.
 
-        With the model's chat template where it has one, thinking switched off; else as
+        With the model's chat template where it has one, thinking switched off; without,
         `Question: ...` newline `Answer: ...`. `DataError` if the template does not put the answer
-        right behind the prompt.
+        right behind the prompt, white space apart.
         """
-        if getattr(self.processor, "chat_template", None):
-            options = {"tokenize": False, "enable_thinking": False}
-            template = self.processor.apply_chat_template
-            prompt = template(list(example.prompt), add_generation_prompt=True, **options)
-            whole = template(list(example.messages), **options)
-            for answer in (example.answer, example.answer.strip()):
-                if whole.startswith(prompt + answer):
-                    return prompt, prompt + answer
-            raise DataError(
-                f"{example.id}: the chat template does not put the answer behind the prompt: "
-                f"expected {prompt[-40:] + example.answer[:40]!r}, got {whole[-120:]!r}"
-            )
+        if self.template:
+            return self._render_by_template(example)
         if len(example.messages) != 2:
             raise DataError(
                 f"{example.id}: the model has no chat template, so only one question with one "
                 f"answer can be rendered, got {len(example.messages)} messages"
             )
-        prompt = f"Question: {example.messages[0]['content']}\nAnswer:"
-        return prompt, f"{prompt} {example.answer.strip()}"
+        content = example.messages[0]["content"]
+        if not self.takes_suffix:
+            return Rendered(f"Question: {content}\nAnswer:", f" {example.answer.strip()}")
+        if not example.images:
+            raise DataError(f"{example.id}: has no image, and this model's processor needs one")
+        question = content if isinstance(content, str) else content[-1]["text"]
+        images = self.tokenizer.decode([*self.image_ids]) * len(example.images)
+        return Rendered(images + question, example.answer.strip())
 
     def locate(self, example: Example) -> Span:
         """Where the answer lies. Raises `DataError` naming the example.
 
         Checked: the prompt's tokens are a prefix, something follows, it decodes to the answer, it
-        holds no padding or other special token, nothing is beyond the model's maximum length.
+        holds no padding, image or other special token, nothing is beyond the model's maximum
+        length.
         """
-        texts = self.render(example)
-        prompt, total = (self._process([text])["input_ids"][0].tolist() for text in texts)
+        rendered, images = self.render(example), self._images(example)
+        prompt = self._process([rendered.prompt], None, [images])["input_ids"][0].tolist()
+        total = self._ids(rendered, images)
         if total[: len(prompt)] != prompt:
             at = next((i for i, (a, b) in enumerate(zip(prompt, total, strict=False)) if a != b), 0)
             raise DataError(
@@ -112,7 +135,7 @@ class AnswerEncoder:
                 f"{example.id}: the tokens behind the prompt read {decoded!r}, "
                 f"not the answer {example.answer!r}"
             )
-        special = sorted(set(answer) & set(self.tokenizer.all_special_ids))
+        special = sorted(set(answer) & {*self.tokenizer.all_special_ids, *self.image_ids})
         if special:
             names = self.tokenizer.convert_ids_to_tokens(special)
             raise DataError(f"{example.id}: the answer holds the special tokens {names}")
@@ -121,39 +144,116 @@ class AnswerEncoder:
                 f"{example.id}: {len(total)} tokens, more than the model's maximum length of "
                 f"{self.max_length}: the answer would be cut off; shorten or remove the example"
             )
-        return Span(len(prompt), len(total))
+        image = sum(token in self.image_ids for token in prompt[1:])
+        return Span(len(prompt), len(total), image)
+
+    def positions(self, ids: Sequence[int], span: Span, rule: str) -> list[int]:
+        """Positions t that count, by what token t + 1 is.
+
+        `answer`: part of the answer; `image`: an image token of the prompt; `question`: any other
+        token of the prompt; `all`: anything.
+        """
+        if rule in ("question", "image"):
+            wanted = rule == "image"
+            tokens = range(1, span.prompt)
+            return [t - 1 for t in tokens if (ids[t] in self.image_ids) == wanted]
+        return list(range(span.prompt - 1 if rule == "answer" else 0, span.total - 1))
 
     def token_ids(self, example: Example) -> list[int]:
         """Tokens of prompt plus answer."""
-        return list(self._process([self.render(example)[1]])["input_ids"][0].tolist())
+        return self._ids(self.render(example), self._images(example))
 
     def batch(self, examples: Sequence[Example], spans: Sequence[Span], rule: str) -> Batch:
         """Examples as one right-padded batch; `spans` are theirs, from `locate`."""
-        inputs = self._process([self.render(example)[1] for example in examples])
+        rendered = [self.render(example) for example in examples]
+        images = [self._images(example) for example in examples]
+        prompts, answers = ([r[part] for r in rendered] for part in (0, 1))
+        inputs = self._process(prompts, answers, images)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        assert lengths == [span.total for span in spans], "spans of other examples"
+        expected = [span.total + self.takes_suffix for span in spans]
+        assert lengths == expected, "spans of other examples"
         width = inputs["input_ids"].shape[1]
-        positions = [span.positions(rule) for span in spans]
-        rows = [
-            number * width + position
-            for number, positions_ in enumerate(positions)
-            for position in positions_
-        ]
-        return Batch(inputs, torch.tensor(rows), [len(p) for p in positions])
+        rows: list[int] = []
+        counts = []
+        for number, (ids, span) in enumerate(zip(inputs["input_ids"].tolist(), spans, strict=True)):
+            positions = self.positions(ids, span, rule)
+            rows += [number * width + position for position in positions]
+            counts.append(len(positions))
+        return Batch(inputs, torch.tensor(rows), counts)
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Prompts as one left-padded batch, for generation."""
-        return self._process([self.render(example)[0] for example in examples], side="left")
+        texts = [self.render(example).prompt for example in examples]
+        inputs = self._process(texts, None, [self._images(e) for e in examples], side="left")
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        for example, length in zip(examples, lengths, strict=True):
+            if length >= self.max_length:
+                raise DataError(
+                    f"{example.id}: a question of {length} tokens leaves no room for an answer "
+                    f"within the model's maximum length of {self.max_length}"
+                )
+        return inputs
 
-    def _process(self, texts: list[str], side: str = "right") -> dict[str, Tensor]:
-        special = not getattr(self.processor, "chat_template", None)
-        return dict(
-            self.tokenizer(
-                texts,
-                padding=True,
-                padding_side=side,
-                return_tensors="pt",
-                add_special_tokens=special,  # a chat template has written its own
-                verbose=False,
-            )
+    def _render_by_template(self, example: Example) -> Rendered:
+        # Given a plain string, some processors' templates render an empty question; and only a
+        # tokenizer's template takes options of its own without a word.
+        options = {} if self.multimodal else {"enable_thinking": False}
+        messages = [self._message(message) for message in example.messages]
+        apply = self.processor.apply_chat_template
+        prompt = apply(messages[:-1], add_generation_prompt=True, tokenize=False, **options)
+        whole = apply(messages, tokenize=False, **options)
+        rest = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
+        gap = rest[: len(rest) - len(rest.lstrip())]
+        stripped = example.answer.strip()
+        for answer in (example.answer.lstrip(), stripped):
+            if rest.startswith(gap + answer):
+                return Rendered(prompt, gap + answer)
+        # Some templates ask with other white space than they answer with; what counts is what the
+        # model sees when it is asked.
+        if "".join(whole.split()).startswith("".join((prompt + stripped).split())):
+            return Rendered(prompt, stripped)
+        raise DataError(
+            f"{example.id}: the chat template does not put the answer behind the prompt: "
+            f"expected {prompt[-40:] + stripped[:40]!r}, got {whole[-120:]!r}"
         )
+
+    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
+        content = message["content"]
+        if self.multimodal and isinstance(content, str):
+            return {**message, "content": [{"type": "text", "text": content}]}
+        return message
+
+    def _images(self, example: Example) -> list[Any]:
+        if example.images and not self.multimodal:
+            raise DataError(f"{example.id}: has an image, but the model takes text only")
+        return [load_image(source, example.id) for source in example.images]
+
+    def _ids(self, rendered: Rendered, images: list[Any]) -> list[int]:
+        inputs = self._process([rendered.prompt], [rendered.answer], [images])
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return ids[:-1] if self.takes_suffix else ids  # a suffix comes with an end of text
+
+    def _process(
+        self,
+        prompts: list[str],
+        answers: list[str] | None,
+        images: list[list[Any]],
+        side: str = "right",
+    ) -> dict[str, Tensor]:
+        """Tokens and pixels of prompts, each with its answer if `answers` are given."""
+        options: dict[str, Any] = {"padding": True, "padding_side": side, "return_tensors": "pt"}
+        texts = prompts
+        if answers is not None:
+            if self.takes_suffix:
+                options["suffix"] = answers
+            else:
+                texts = [p + a for p, a in zip(prompts, answers, strict=True)]
+        begin = self.tokenizer.bos_token
+        options["add_special_tokens"] = not (begin and texts[0].startswith(begin))
+        if self.multimodal:  # nested lists are what every processor takes; of nothing, none
+            shown = images if any(images) else None
+            inputs = dict(self.processor(text=texts, images=shown, **options))
+        else:
+            inputs = dict(self.tokenizer(texts, verbose=False, **options))
+        inputs.pop("labels", None)
+        return inputs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,6 +82,16 @@ class Checkpoint:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return dict(zip(self.tensors, pool.map(digest, self.tensors.values()), strict=True))
 
+    @cached_property
+    def header_digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of what stands before the tensors' bytes in each shard, by file name."""
+        digests = {}
+        for shard in self.shards:
+            starts = (tensor.start for tensor in self.tensors.values() if tensor.shard == shard)
+            with (self.folder / shard).open("rb") as file:
+                digests[shard] = hashlib.sha256(file.read(min(starts))).hexdigest()
+        return digests
+
     @property
     def digest(self) -> str:
         """The plan's `model_digest`: names, dtypes, shapes and bytes, however they are sharded."""
@@ -107,16 +118,23 @@ class Checkpoint:
                     )
                 yield block
 
-    def side_files(self) -> list[Path]:
-        """Every other file, relative to the folder; other formats of the weights are left out."""
+    def other_files(self) -> list[Path]:
+        """Every file but the shards and `apply`'s manifest, relative to the folder."""
         return [
             path.relative_to(self.folder)
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
             and path.relative_to(self.folder).as_posix() not in self.shards
             and path.name != MANIFEST
-            and not any(path.match(pattern) for pattern in OTHER_WEIGHTS)
             and ".cache" not in path.relative_to(self.folder).parts
+        ]
+
+    def side_files(self) -> list[Path]:
+        """The other files that `apply` copies: other formats of the weights are left out."""
+        return [
+            path
+            for path in self.other_files()
+            if not any(path.match(pattern) for pattern in OTHER_WEIGHTS)
         ]
 
 
@@ -125,7 +143,7 @@ def resolve_model(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise ModelError(f"{name}: no such folder, and not a hub id like owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -169,12 +187,13 @@ def _shards(folder: Path) -> tuple[tuple[str, ...], dict[str, str] | None]:
     if (folder / INDEX).is_file():
         try:
             index: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
+            shards = sorted(set(index.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{folder / INDEX}: not an index of safetensors shards") from error
-        missing = sorted(s for s in set(index.values()) if not (folder / s).is_file())
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise ModelError(f"{folder}: shards named by {INDEX} are missing: {', '.join(missing)}")
-        return tuple(sorted(set(index.values()))), index
+        return tuple(shards), index
     if (folder / SINGLE).is_file():
         return (SINGLE,), None
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt*") for path in folder.glob(pattern))

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kvwstream import __version__
-from kvwstream.errors import KvwstreamError, OptionError
+from kvwstream.errors import KvwstreamError, OptionError, Stop
+from kvwstream.options import (
+    Config,
+    Data,
+    Device,
+    Dtype,
+    Format,
+    Formats,
+    LogJson,
+    Model,
+    Split,
+    Task,
+    Tokens,
+)
 
 app = typer.Typer(
     help="Training-free unlearning by Knowledge Vector Weakening: collect coefficient statistics, "
@@ -20,23 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[str, typer.Argument(help="Local folder of a checkpoint, or a hub id.")]
-Data = Annotated[
-    str, typer.Argument(help="JSON-lines file, local `datasets` folder, or hub data set.")
-]
-Split = Annotated[str, typer.Option(help="Split of a data set.")]
-Config = Annotated[str | None, typer.Option(help="Configuration of a data set.")]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
-LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as JSON lines.")]
-
-
-class Tokens(StrEnum):
-    """Which positions count."""
-
-    answer = "answer"
-    all = "all"
 
 
 @app.callback(invoke_without_command=True)
@@ -59,11 +55,16 @@ def collect(
     moments: Annotated[str, typer.Option(help="Of abs,signed,square.")] = "abs",
     dtype: Dtype = "auto",
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many examples.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the order of the examples.")] = 0,
     config: Config = None,
     split: Split = "train",
+    format: Format = Formats.auto,
+    task: Task = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out bad rows; the store says which.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and examples only.")] = False,
     log_json: LogJson = False,
 ) -> None:
@@ -71,19 +72,32 @@ def collect(
 
     The same command again goes on where an earlier one was stopped.
     """
+    from kvwstream.examples import BadRow
     from kvwstream.pipelines import collect as pipeline
+    from kvwstream.plan import canonical_moments
     from kvwstream.preview import print_examples
     from kvwstream.progress import progress_for
     from kvwstream.readers import read_examples
 
     _quiet_transformers()
+    bad: list[BadRow] = []
+    examples = read_examples(
+        data,
+        format=format.value,
+        task=task,
+        config=config,
+        split=split,
+        seed=seed,
+        on_bad_row=bad.append if skip_bad_rows else None,
+    )
     prepared = pipeline.prepare(
         model,
-        read_examples(data, config=config, split=split),
+        examples,
+        on_bad_row=bad.append if skip_bad_rows else None,
         batch_size=batch_size,
         part_size=part_size,
         tokens=tokens.value,
-        moments=tuple(moments.split(",")),
+        moments=canonical_moments(moments.split(",")),
         dtype=dtype,
         device=device,
         threads=threads,
@@ -91,17 +105,19 @@ def collect(
         seed=seed,
     )
     progress = progress_for(log_json=log_json)
+    for row in bad:
+        progress.tell(f"left out: {row.place}: {row.reason}", **row._asdict())
     if dry_run:
         _table(prepared.summary())
         print_examples(prepared, 3)
         return
-    for name, value in prepared.summary():
-        progress.tell(f"{name:>9}  {value}", **{name: value})
-    written = pipeline.collect(prepared, store, progress=progress)
-    plan = written.plan
+    plan = "\n".join(f"{name:>9}  {value}" for name, value in prepared.summary())
+    progress.tell(plan, plan=prepared.plan.to_dict())
+    written = pipeline.collect(prepared, store, skipped=bad, progress=progress)
+    positions = int(written.examples.num_positions.sum())
     typer.echo(
-        f"{store}: {plan.num_records} records in {plan.num_parts} sealed parts, "
-        f"{int(written.examples.num_positions.sum())} {plan.tokens} positions"
+        f"{store}: {written.plan.num_records} records, {positions} positions measured, "
+        f"every part sealed ({written.plan.num_parts})"
     )
 
 
@@ -109,7 +125,7 @@ def collect(
 def reduce(
     out: Annotated[str, typer.Argument(help="Statistics group to write; must not exist.")],
     retain: Annotated[list[str], typer.Option(help="Store of data to retain; repeatable.")],
-    forget: Annotated[list[str] | None, typer.Option(help="Store of data to forget.")] = None,
+    forget: Annotated[list[str] | None, typer.Option(help="To forget; repeatable.")] = None,
     log_json: LogJson = False,
 ) -> None:
     """Turn stores into C_r, C_f, the Forget Knowledge Accessor and its sum."""
@@ -175,16 +191,18 @@ def evaluate(
     model: Model,
     data: Data,
     out: Annotated[Path | None, typer.Option(help="JSON lines, one per example.")] = None,
-    statistics: Annotated[str | None, typer.Option(help="Try gates: statistics,")] = None,
-    gamma: Annotated[float | None, typer.Option(help="their strength")] = None,
-    layers: Annotated[str | None, typer.Option(help="and layers.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 50,
+    statistics: Annotated[str | None, typer.Option(help="As if weakened by these.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Strength, with --statistics.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, with --statistics.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 50,
     dtype: Dtype = "auto",
     device: Device = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     config: Config = None,
     split: Split = "train",
+    format: Format = Formats.auto,
+    task: Task = None,
     log_json: LogJson = False,
 ) -> None:
     """Ask MODEL the questions of DATA; with --statistics, as if it were weakened already."""
@@ -203,7 +221,7 @@ def evaluate(
         strength = pipeline.Strength(statistics, gamma, LayerRange.parse(layers))
     result = pipeline.evaluate(
         resolve_model(model),
-        read_examples(data, config=config, split=split)[:limit],
+        read_examples(data, format=format.value, task=task, config=config, split=split)[:limit],
         strength=strength,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
@@ -223,29 +241,63 @@ def evaluate(
 
 
 @app.command()
+def models(
+    model: Model,
+) -> None:
+    """Show the value projections that MODEL would be measured and weakened at."""
+    from kvwstream.checkpoint import Checkpoint, match_tensors, resolve_model
+    from kvwstream.models import model_skeleton
+    from kvwstream.sites import find_sites
+
+    folder = resolve_model(model)
+    skeleton = model_skeleton(folder)
+    sites = match_tensors(find_sites(skeleton), Checkpoint.open(folder))
+    vectors = sum(site.width for site in sites)
+    for site in sites:
+        side = "rows" if site.axis == 0 else "columns"
+        typer.echo(
+            f"layer {site.layer:>3}  {site.path}  {site.width} vectors, the {side} of {site.tensor}"
+        )
+    typer.echo(
+        f"{type(skeleton).__name__}: {len(sites)} sites, {vectors:,} vectors, "
+        f"{4 * vectors + 8 * len(sites)} B per record and moment"
+    )
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it makes; must not exist.")] = Path(
         "demo-output"
     ),
     cache: Annotated[Path | None, typer.Option(help="Folder for the converted base model.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Strength.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each kind.")] = None,
 ) -> None:
     """Let SmolLM2 forget forty capitals: collect, reduce, apply, evaluate, and a table."""
     from kvwstream.pipelines import demo as pipeline
     from kvwstream.progress import progress_for
 
     _quiet_transformers()
-    pipeline.demo(out, cache=cache, gamma=gamma, progress=progress_for())
+    pipeline.demo(out, cache=cache, gamma=gamma, limit=limit, progress=progress_for())
 
 
 def main() -> None:
     """Run the command line; a domain error is one line on standard error and exit code 1 or 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes cut off by a stop
     try:
         app()
+    except Stop as stop:
+        print(f"kvwstream: {stop}; nothing half-written counts, run it again", file=sys.stderr)
+        sys.exit(1)
     except KvwstreamError as error:
         print(f"kvwstream: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, OptionError) else 1)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stop(f"stopped by {signal.Signals(number).name}")
 
 
 def _table(rows: list[tuple[str, str]]) -> None:

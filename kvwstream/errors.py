@@ -41,5 +41,9 @@ class StorageError(KvwstreamError, OSError):
     """Look at the disk, the bucket or the network: a read or write failed."""
 
 
+class Stop(BaseException):
+    """The process was told to stop (Ctrl-C, SIGTERM); no `except Exception` swallows it."""
+
+
 class InterruptError(KvwstreamError, RuntimeError):
     """Run the same command again to go on: it was stopped from outside."""

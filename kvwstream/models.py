@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -42,20 +42,22 @@ def load_config(folder: Path) -> PretrainedConfig:
     """The model's configuration; `ModelError` if there is none or it needs code from the hub."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library raises a dozen kinds; all mean the same to the reader
         raise ModelError(f"{folder}: {_first_line(error)}") from error
 
 
 def load_processor(folder: Path, config: PretrainedConfig) -> Any:
     """Tokenizer of a language model, processor of a vision-language model."""
-    loader = AutoProcessor if is_multimodal(config) else AutoTokenizer
+    multimodal = is_multimodal(config)
+    loader = AutoProcessor if multimodal else AutoTokenizer
     try:
         return loader.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{folder}: its {'processor' if is_multimodal(config) else 'tokenizer'} "
-            f"cannot be loaded: {_first_line(error)}"
-        ) from error
+        reason = _first_line(error)
+        if any(word in str(error).lower() for word in ("torchvision", "video processor")):
+            reason = "it needs the package torchvision: pip install torchvision"
+        kind = "processor" if multimodal else "tokenizer"
+        raise ModelError(f"{folder}: its {kind} cannot be loaded: {reason}") from error
 
 
 def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -70,7 +72,7 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> Loade
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:
         raise ModelError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     return LoadedModel(model.eval().to(resolve_device(device)), processor, folder)
@@ -79,9 +81,12 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> Loade
 def model_skeleton(folder: Path) -> PreTrainedModel:
     """The module tree without weights (meta device): enough to find sites."""
     config = load_config(folder)
-    with torch.device("meta"):
-        model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
-    return model
+    try:
+        with torch.device("meta"):
+            model = _auto_class(config).from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{folder}: no such model can be built: {_first_line(error)}") from error
+    return cast(PreTrainedModel, model)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -137,4 +142,6 @@ def _auto_class(config: PretrainedConfig) -> Any:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1].strip()}"
     return lines[0] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from kvwstream.errors import DamageError, OptionError
 
 FORMAT_VERSION = 1
 MOMENTS = ("abs", "signed", "square")
-TOKEN_RULES = ("answer", "all")
+TOKEN_RULES = ("answer", "question", "image", "all")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -183,6 +183,12 @@ STATISTIC_FIELDS = (
     "schedule",
 )
 """Plan fields that must agree for the statistics of two stores to be put together."""
+
+
+def canonical_moments(moments: Iterable[str]) -> tuple[str, ...]:
+    """Moments in canonical order, unknown ones last (`check_moments` refuses them)."""
+    rank = {moment: number for number, moment in enumerate(MOMENTS)}
+    return tuple(sorted(moments, key=lambda moment: rank.get(moment, len(MOMENTS))))
 
 
 def check_moments(moments: tuple[str, ...]) -> None:

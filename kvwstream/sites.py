@@ -36,8 +36,11 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     """
     config = model.config.get_text_config(decoder=True)
     path, layers = _decoder_layers(model, config)
+    crossing = getattr(config, "cross_attention_layers", None) or ()
     sites, offset = [], 0
     for index, layer in enumerate(layers):
+        if index in crossing:  # they run for images only, and are not the language model's memory
+            continue
         found = _value_projections(layer, config.hidden_size)
         if len(found) > 1:  # grouped attention can look like a fused MLP; the config knows better
             width = getattr(config, "intermediate_size", None)
@@ -88,7 +91,8 @@ def _value_projections(layer: nn.Module, hidden: int) -> list[Projection]:
     """Maps back to the hidden size whose siblings widen to it as an MLP does.
 
     An MLP widens once (`width`), twice (gate and up, `width` each) or fused (`2 * width`);
-    attention reads the hidden state three times, or once with another width.
+    attention reads the hidden state three times, or once with another width; a state space mixer
+    reads what it widened more than once.
     """
     groups: dict[str, list[Projection]] = {}
     for projection in _projections(layer):
@@ -98,6 +102,7 @@ def _value_projections(layer: nn.Module, hidden: int) -> list[Projection]:
         for value in siblings:
             inward = [p.outputs for p in siblings if p is not value and p.inputs == hidden]
             width = value.inputs
+            alone = width == hidden or [p for p in siblings if p.inputs == width] == [value]
             if value.outputs == hidden and inward in ([width], [width, width], [2 * width]):
-                found.append(value)
+                found += [value] * alone
     return found

@@ -40,11 +40,11 @@ def apply(
     checkpoint = Checkpoint.open(model)
     scalings = scalings_for(checkpoint, stored, gamma, layers)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
         digests = copy_scaled(checkpoint, draft, scalings)
         before = checkpoint.digest_from({name: d.before for name, d in digests.items()})
         check_base(stored, before, model)
@@ -59,6 +59,7 @@ def apply(
             "arithmetic": "exact",
             "num_forget_records": stored.num_forget_records,
             "digest": checkpoint.digest_from({name: d.after for name, d in digests.items()}),
+            "headers": checkpoint.header_digests,
             "weakened": {
                 name: {"before": digests[name].before, "after": digests[name].after}
                 for name in scalings

@@ -14,9 +14,9 @@ from kvwstream.errors import DamageError
 from kvwstream.pipelines.audit_checkpoint import audit_checkpoint
 from kvwstream.pipelines.audit_report import Audit
 from kvwstream.pipelines.audit_store import audit_statistics, audit_store
-from kvwstream.stores.collected import CollectStore, read_attributes
+from kvwstream.stores.arrays import read_attributes
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
-
 
 
 def audit(
@@ -32,7 +32,9 @@ def audit(
     later: list[str] = []
     for path in paths:
         location = Location(path)
-        if not location.exists():
+        if location.path.is_file():
+            result.findings.append(f"{path}: a file; stores, statistics, checkpoints are folders")
+        elif not location.exists():
             result.findings.append(f"{path}: missing, nothing is there")
         elif (location.path / MANIFEST).is_file() or location.read("zarr.json") is None:
             audit_checkpoint(result, location.path, base, statistics)

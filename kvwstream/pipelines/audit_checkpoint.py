@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvwstream.accessor import LayerRange
+from kvwstream.accessor import LayerRange, check_gamma
 from kvwstream.checkpoint import MANIFEST, Checkpoint
 from kvwstream.errors import DamageError, KvwstreamError
 from kvwstream.pipelines.apply import MANIFEST_VERSION, scalings_for
@@ -15,6 +16,21 @@ from kvwstream.pipelines.audit_report import Audit
 from kvwstream.rounding import ITEMSIZE, scale
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
+
+FIELDS = (
+    "base",
+    "statistics",
+    "gamma",
+    "layers",
+    "schedule",
+    "arithmetic",
+    "num_forget_records",
+    "digest",
+    "headers",
+    "weakened",
+    "kept",
+)
+"""What a manifest must say."""
 
 
 def audit_checkpoint(
@@ -28,9 +44,9 @@ def audit_checkpoint(
         result.findings.append(str(error))
         return
     expected = {n: d["after"] for n, d in manifest["weakened"].items()} | manifest["kept"]
-    _compare(result, f"{folder}: tensor", expected, checkpoint.tensor_digests)
-    if result.passed:
-        result.verified.append(f"{folder}: {len(expected)} tensors as in {MANIFEST}")
+    if _compare(result, f"{folder}: tensor", expected, checkpoint.tensor_digests):
+        result.attempt(lambda: _check_digest(manifest, checkpoint))
+    _compare(result, f"{folder}: header of", manifest["headers"], checkpoint.header_digests)
     if base is None:
         result.notes.append(f"{folder}: not compared with its base; give --base MODEL")
         return
@@ -39,7 +55,9 @@ def audit_checkpoint(
         return
     before = {n: d["before"] for n, d in manifest["weakened"].items()} | manifest["kept"]
     _compare(result, f"{base}: tensor", before, original.tensor_digests)
-    _compare(result, f"{folder}: file", _side_digests(original), _side_digests(checkpoint))
+    _compare(result, f"{base}: header of", manifest["headers"], original.header_digests)
+    copied = _file_digests(original.folder, original.side_files())
+    _compare(result, f"{folder}: file", copied, _file_digests(folder, checkpoint.other_files()))
     if statistics is None:
         result.notes.append(f"{folder}: weights not made anew; give --statistics S")
         return
@@ -53,13 +71,33 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         version = manifest["manifest_version"]
-        _ = manifest["weakened"], manifest["kept"], manifest["base"]["digest"]
+        if version != MANIFEST_VERSION:
+            raise DamageError(f"{path}: manifest version {version}, expected {MANIFEST_VERSION}")
+        missing = [field for field in FIELDS if field not in manifest]
+        if missing:
+            raise DamageError(f"{path}: damaged: no {', '.join(missing)}")
+        digests = [manifest["digest"], *manifest["kept"].values()]
+        digests += [manifest[field]["digest"] for field in ("base", "statistics")]
+        digests += [d[when] for d in manifest["weakened"].values() for when in ("before", "after")]
+        if not all(isinstance(digest, str) for digest in digests):
+            raise TypeError("a digest is not text")
+        check_gamma(manifest["gamma"])
         LayerRange.parse(manifest["layers"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DamageError):
+            raise
         raise DamageError(f"{path}: damaged: {error}") from error
-    if version != MANIFEST_VERSION:
-        raise DamageError(f"{path}: manifest version {version}, expected {MANIFEST_VERSION}")
     return manifest
+
+
+def _check_digest(manifest: dict[str, Any], checkpoint: Checkpoint) -> str:
+    """The digest of the whole knows dtypes and shapes too."""
+    if checkpoint.digest != manifest["digest"]:
+        raise DamageError(
+            f"{checkpoint.folder}: a dtype, a shape or the digest in {MANIFEST} is changed: the "
+            f"weights are {checkpoint.digest[:12]}…, it says {manifest['digest'][:12]}…"
+        )
+    return f"{checkpoint.folder}: {len(checkpoint.tensors)} tensors as in {MANIFEST}"
 
 
 def _check_base(manifest: dict[str, Any], original: Checkpoint) -> str:
@@ -81,6 +119,16 @@ def _make_anew(
             f"{statistics}: is not what the weights were made from: {stored.digest[:12]}…, the "
             f"manifest says {manifest['statistics']['digest'][:12]}…"
         )
+    facts = {
+        "num_forget_records": stored.num_forget_records,
+        "schedule": stored.attributes["model"]["schedule"],
+        "arithmetic": "exact",
+    }
+    for field, value in facts.items():
+        if manifest[field] != value:
+            raise DamageError(
+                f"{weakened.folder}: {MANIFEST} says {field} {manifest[field]!r}, not {value!r}"
+            )
     layers = LayerRange.parse(manifest["layers"])
     scalings = scalings_for(original, stored, manifest["gamma"], layers)
     if scalings.keys() != manifest["weakened"].keys():
@@ -105,17 +153,15 @@ def _make_anew(
     return f"{weakened.folder}: {len(scalings)} weakened tensors made anew, bit for bit"
 
 
-def _compare(
-    result: Audit, what: str, expected: dict[str, str], found: dict[str, str]
-) -> None:
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            kind = "missing" if name not in found else "extra" if name not in expected else "changed"
-            result.findings.append(f"{what} {name}: {kind}")
+def _compare(result: Audit, what: str, expected: dict[str, str], found: dict[str, str]) -> bool:
+    names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    for name in names:
+        kind = "missing" if name not in found else "extra" if name not in expected else "changed"
+        result.findings.append(f"{what} {name}: {kind}")
+    return not names
 
 
-def _side_digests(checkpoint: Checkpoint) -> dict[str, str]:
+def _file_digests(folder: Path, names: Sequence[Path]) -> dict[str, str]:
     return {
-        name.as_posix(): hashlib.sha256((checkpoint.folder / name).read_bytes()).hexdigest()
-        for name in checkpoint.side_files()
+        name.as_posix(): hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
     }

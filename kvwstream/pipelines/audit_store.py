@@ -13,12 +13,14 @@ import numpy as np
 
 from kvwstream.coefficients import per_vector
 from kvwstream.errors import DamageError, KvwstreamError
+from kvwstream.examples import BadRow
 from kvwstream.pipelines.audit_report import Audit
 from kvwstream.pipelines.derive import check_compatible, derive, describe
-from kvwstream.stores.arrays import Array, ArrayDigest, digest_array
-from kvwstream.stores.collected import COUNT, CollectStore
+from kvwstream.plan import Site
+from kvwstream.stores.arrays import Array, ArrayDigest, check_group, digest_array, read_table
+from kvwstream.stores.collected import COLUMNS, COUNT, SKIPPED, CollectStore
 from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import COORDINATES, DIMS, FORGET, Statistics
+from kvwstream.stores.statistics import DIMS, FORGET, Statistics
 
 
 def audit_store(result: Audit, location: Location) -> list[CollectStore]:
@@ -29,15 +31,27 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
         result.findings.append(str(error))
         return []
     url, plan, names = location.url, store.plan, location.names()
-    expected = set(_expected_names(store))
+    tables: dict[str, tuple[str, ...]] = {"sites": Site._fields, "examples": COLUMNS}
+    if any(name.startswith(f"{SKIPPED}/") for name in names):
+        tables[SKIPPED] = BadRow._fields
+        result.attempt(partial(_check_skipped, location))
+    expected = set(_expected_names(store, tables))
     sealed = store.sealed()
     for name in sorted(expected - names.keys()):
         part = name.split("/")[1] if name.startswith("parts/") else ""
-        if name == f"parts/{part}/zarr.json":
-            result.findings.append(f"{url}/parts/{part}: missing seal; run `kvwstream collect` again")
-        elif not part or int(part) in sealed:
+        if part.isdecimal() and name == f"parts/{part}/zarr.json":
+            result.findings.append(
+                f"{url}/parts/{part}: missing seal; run `kvwstream collect` again"
+            )
+        elif not part.isdecimal() or int(part) in sealed:
             result.findings.append(f"{url}/{name}: missing")
     result.findings += [f"{url}/{name}: extra" for name in sorted(names.keys() - expected)]
+
+    groups: dict[str, tuple[str, ...]] = {"": (), "parts": (), **tables}
+    for group, arrays in groups.items():
+        place = location.at(group) if group else location
+        if place.read("zarr.json") is not None:
+            result.attempt(partial(check_group, place, arrays))
 
     wanted = [index for index in sorted(sealed) if index < plan.num_parts]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -64,21 +78,30 @@ def audit_statistics(result: Audit, location: Location, stores: Sequence[Collect
     result.findings += [f"{url}/{name}: extra" for name in extra]
     needed = [name for name in DIMS if stored.num_forget_records or name not in FORGET]
     result.findings += [f"{url}: the digest of {n} is missing" for n in needed if n not in recorded]
-    if all([result.attempt(partial(_check_array, stored, name)) for name in recorded]):
+    sound = [result.attempt(partial(_check_array, stored, name)) for name in recorded]
+    if all(sound):
         result.verified.append(f"{url}: {len(recorded)} arrays as digested")
+        result.attempt(partial(check_group, location, recorded))
 
-    by_digest = {
-        store.digest(): store
-        for store in stores
-        if store.sealed() >= set(range(store.plan.num_parts)) and result.passed
-    }
+    if not result.passed:
+        result.notes.append(f"{url}: not derived anew as long as something is wrong")
+        return
+    by_digest = {store.digest(): store for store in stores}
     wanted = stored.attributes["sources"]
     absent = [source["name"] for source in wanted if source["digest"] not in by_digest]
-    if absent:
+    given = {store.location.path.name: store.location.url for store in by_digest.values()}
+    stale = [name for name in absent if name in given]
+    if stale:
+        result.findings += [
+            f"{url}: made from another {name} than {given[name]}; run `kvwstream reduce` again"
+            for name in stale
+        ]
+    elif absent:
         result.notes.append(
-            f"{url}: not derived anew, that needs the very stores it came from; missing or changed: "
+            f"{url}: not derived anew, that needs the stores it came from; missing or changed: "
             + ", ".join(absent)
         )
+    if absent:
         return
     sources = {
         role: [by_digest[s["digest"]] for s in wanted if s["role"] == role]
@@ -99,7 +122,7 @@ def _problem(store: CollectStore, index: int) -> str | None:
 def _check_part(store: CollectStore, index: int) -> None:
     data = store.read_part(index)
     name = f"{store.location.url}/parts/{data.part.name}"
-    if store.read_seal(index)["num_tokens"] != data.counts.sum():
+    if store.read_seal(index).get("num_tokens") != data.counts.max(axis=1).sum():
         raise DamageError(f"{name}: its seal says another number of tokens than {COUNT}")
     positions = store.examples.num_positions
     for row, record in enumerate(range(data.part.start, data.part.stop)):
@@ -115,14 +138,18 @@ def _check_part(store: CollectStore, index: int) -> None:
         silent = per_vector(data.counts == 0, store.widths)
         if (moment != "signed" and sums.min() < 0) or np.any(sums[silent] != 0):
             raise DamageError(f"{name}/{moment}_sum: holds values that no coefficients give")
+    arrays = (*(f"{moment}_sum" for moment in data.sums), COUNT)
+    check_group(store.location.at("parts", data.part.name), arrays)
 
 
-def _expected_names(store: CollectStore) -> Iterator[str]:
+def _check_skipped(location: Location) -> str:
+    skipped = read_table(location, SKIPPED, BadRow._fields)
+    return f"{location.url}: says which {len(skipped['place'])} rows were left out"
+
+
+def _expected_names(store: CollectStore, tables: dict[str, tuple[str, ...]]) -> Iterator[str]:
     yield "zarr.json"
-    for table, columns in (
-        ("sites", store.sites[0]._fields),
-        ("examples", ("id", "digest", "num_tokens", "num_positions")),
-    ):
+    for table, columns in tables.items():
         yield f"{table}/zarr.json"
         for column in columns:
             yield f"{table}/{column}/zarr.json"
@@ -168,6 +195,8 @@ class _RowDigest:
 def _derive_anew(
     stored: Statistics, retain: Sequence[CollectStore], forget: Sequence[CollectStore]
 ) -> str:
+    if not retain:
+        raise DamageError(f"{stored.location.url}: damaged: none of its sources is to retain")
     check_compatible([*retain, *forget])
     sizes = {"vector": retain[0].plan.num_vectors, "site": retain[0].plan.num_sites}
     records = stored.num_forget_records
@@ -176,12 +205,22 @@ def _derive_anew(
     derive(digests, retain, forget)
     recorded = stored.attributes["sha256"]
     changed = [name for name, digest in digests.found.items() if recorded.get(name) != digest]
-    absent = [n for n in recorded if n not in digests.found and n not in COORDINATES]
-    expected = describe(retain, forget)
-    changed += [key for key in ("model", "moment") if stored.attributes.get(key) != expected[key]]
-    if changed or absent:
+    changed += [name for name in recorded if name not in digests.found]
+    expected, found = describe(retain, forget), stored.attributes
+    # A store may have been renamed since.
+    expected["sources"], sources = map(_without_names, (expected["sources"], found["sources"]))
+    found = {**found, "sources": sources, "num_forget_records": records}
+    expected["num_forget_records"] = sum(store.plan.num_records for store in forget)
+    changed += [key for key in expected if found.get(key) != expected[key]]
+    if changed:
         raise DamageError(
             f"{stored.location.url}: derived anew from the stores, these differ: "
-            + ", ".join(changed + absent)
+            + ", ".join(changed)
         )
-    return f"{stored.location.url}: derived anew from {len(retain) + len(forget)} stores, bit for bit"
+    return (
+        f"{stored.location.url}: derived anew from {len(retain) + len(forget)} stores, bit for bit"
+    )
+
+
+def _without_names(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in source.items() if k != "name"} for source in sources]

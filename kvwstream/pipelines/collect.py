@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import kvwstream
 from kvwstream.answers import AnswerEncoder, Batch, Span
 from kvwstream.checkpoint import Checkpoint, match_tensors, resolve_model
 from kvwstream.collector import collect_record
-from kvwstream.errors import InterruptError, ModelError
-from kvwstream.examples import Example
+from kvwstream.errors import DataError, InterruptError, ModelError, OptionError, Stop
+from kvwstream.examples import BadRow, Example
 from kvwstream.models import (
     LoadedModel,
     attention_of,
@@ -28,7 +28,7 @@ from kvwstream.models import (
     resolve_device,
     resolve_dtype,
 )
-from kvwstream.plan import CollectPlan, Part, Site, order_by_seed
+from kvwstream.plan import TOKEN_RULES, CollectPlan, Part, Site, order_by_seed
 from kvwstream.progress import Advance, Progress, Silent
 from kvwstream.rounding import decode
 from kvwstream.sites import find_sites
@@ -56,7 +56,7 @@ class Preparation:
             [example.id for example in self.examples],
             [example.digest for example in self.examples],
             np.array([span.total for span in self.spans], np.int64),
-            np.array([len(span.positions(self.plan.tokens)) for span in self.spans], np.int64),
+            np.array([span.num_positions(self.plan.tokens) for span in self.spans], np.int64),
         )
 
     def batch(self, record: int) -> Batch:
@@ -71,7 +71,7 @@ class Preparation:
         plan, table = self.plan, self.table
         row = 4 * plan.num_vectors * len(plan.moments) + 8 * plan.num_sites
         weights = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        part = plan.part_size * row
+        part = min(plan.part_size, plan.num_records) * row
         return [
             ("model", f"{self.folder} ({plan.dtype}, {plan.attention} attention, {self.device})"),
             ("sites", f"{plan.num_sites} value projections, {plan.num_vectors:,} vectors"),
@@ -81,8 +81,8 @@ class Preparation:
                 f"{table.num_tokens.sum():,} to run, {table.num_positions.sum():,} measured "
                 f"({plan.tokens})",
             ),
-            ("records", f"{plan.num_records:,} of {plan.batch_size}"),
-            ("parts", f"{plan.num_parts:,} of {plan.part_size} records"),
+            ("records", f"{plan.num_records:,}, {_count(plan.batch_size, 'example')} each"),
+            ("parts", f"{plan.num_parts:,}, {_count(plan.part_size, 'record')} each at most"),
             ("disk", f"at most {_size(plan.num_records * row)} ({_size(row)} per record)"),
             ("memory", f"weights {_size(weights)}, one part {_size(part)}, activations"),
         ]
@@ -101,6 +101,7 @@ def prepare(
     threads: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    on_bad_row: Callable[[BadRow], None] | None = None,
 ) -> Preparation:
     """Freeze the plan: check and tokenise every example, find the sites, digest the weights.
 
@@ -114,8 +115,23 @@ def prepare(
     sites = match_tensors(find_sites(skeleton), checkpoint)
     encoder = AnswerEncoder(load_processor(folder, config), config)
     order = order_by_seed((example.digest for example in examples), seed)[:limit]
-    chosen = [examples[index] for index in order]
-    spans = [encoder.locate(example) for example in chosen]
+    located = {}
+    for index in order:
+        try:
+            located[index] = _locate(encoder, examples[index], tokens)
+        except DataError as error:
+            if on_bad_row is None:
+                raise
+            name = examples[index].id
+            on_bad_row(BadRow(name, str(error).removeprefix(f"{name}: ")))
+    if not located:
+        raise DataError("no example is left to collect")
+    if encoder.rows_interact and batch_size > 1:
+        raise OptionError(
+            f"batch size {batch_size}: in this model's cross-attention a row's numbers depend on "
+            "the images of its neighbours; use --batch-size 1"
+        )
+    chosen, spans = [examples[index] for index in located], list(located.values())
     where = resolve_device(device)
     plan = CollectPlan(
         model_digest=checkpoint.digest,
@@ -138,20 +154,33 @@ def prepare(
     return Preparation(plan, folder, sites, chosen, spans, encoder, where)
 
 
+def _locate(encoder: AnswerEncoder, example: Example, tokens: str) -> Span:
+    span = encoder.locate(example)
+    if tokens in TOKEN_RULES and not span.num_positions(tokens):
+        raise DataError(f"{example.id}: has no {tokens} positions to measure")
+    return span
+
+
 def collect(
-    prepared: Preparation, store: str, *, progress: Progress | None = None
+    prepared: Preparation,
+    store: str,
+    *,
+    skipped: Sequence[BadRow] = (),
+    progress: Progress | None = None,
 ) -> CollectStore:
     """Run what has no seal yet and return the complete store (Algorithm 1, lines 3-9 and 13-14).
 
     A store with another plan raises `PlanMismatchError`. Killed at any moment, the same call goes
-    on and ends with the bytes of an undisturbed run.
+    on and ends with the bytes of an undisturbed run. `skipped` rows are recorded in the store.
     """
     progress = progress or Silent()
     plan = prepared.plan
-    written = CollectStore.create(Location(store), plan, prepared.sites, prepared.table)
+    written = CollectStore.create(
+        Location(store), plan, prepared.sites, prepared.table, skipped
+    )
     try:
         _collect_missing(prepared, written, progress)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stop):
         raise InterruptError(
             f"{store}: stopped; {len(written.sealed())} of {plan.num_parts} parts are sealed and "
             "stay, run the same command again to go on"
@@ -239,6 +268,10 @@ def _digest_files(folder: Path, names: Sequence[str]) -> str:
         content = (folder / name).read_bytes()
         digest.update(f"{name}:{len(content)}:".encode() + content)
     return digest.hexdigest()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _size(count: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 
@@ -13,8 +12,8 @@ from kvwstream.models import LoadedModel, inference
 from kvwstream.pipelines.collect import Preparation
 
 
-def relative_cost(loaded: LoadedModel, prepared: Preparation, records: int) -> float:
-    """Median over records of seconds of a collected record over seconds of `model(**batch)`.
+def cost_ratios(loaded: LoadedModel, prepared: Preparation, records: int) -> list[float]:
+    """Per record, seconds to collect it over seconds of `model(**batch)`.
 
     The two run in turn on the same batch, after a warm-up; batches are made beforehand.
     """
@@ -31,7 +30,7 @@ def relative_cost(loaded: LoadedModel, prepared: Preparation, records: int) -> f
             collected, plain = (_seconds(run) for run in runs)
             if record:  # the first one warms up
                 ratios.append(collected / plain)
-    return median(ratios)
+    return ratios
 
 
 def _seconds(run: Callable[[], object]) -> float:

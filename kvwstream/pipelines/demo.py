@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,7 @@ from kvwstream.examples import Example
 from kvwstream.models import load_model
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.collect import collect, prepare
-from kvwstream.pipelines.cost import relative_cost
+from kvwstream.pipelines.cost import cost_ratios
 from kvwstream.pipelines.evaluate import Evaluation, judge
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.progress import Progress, Silent
@@ -97,7 +98,7 @@ def demo(
                     loaded, facts(kind)[:limit], max_new_tokens=NEW_TOKENS, progress=progress
                 )
                 answers[kind].write(out / "answers" / f"{kind}-{folder.name}.jsonl")
-    result.relative_cost = relative_cost(load_model(model), prepared, records=16)
+    result.relative_cost = median(cost_ratios(load_model(model), prepared, records=16))
     _show(result, out, model, gamma)
     return result
 

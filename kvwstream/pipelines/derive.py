@@ -21,6 +21,7 @@ from kvwstream.errors import DataError, OptionError, PlanMismatchError
 from kvwstream.plan import STATISTIC_FIELDS
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.statistics import coordinates
 
 Leaf = tuple[CollectStore, int]
 WINDOW = 64
@@ -82,6 +83,9 @@ def derive(
     sink.put("retain_mean", mean)
     sink.put("retain_standard_error", sums.standard_error())
     sink.put("retain_token_count", sums.tokens)
+    names = [name for store in forget for name in store.record_names()]
+    for name, values in coordinates(retain[0].sites, names):
+        sink.put(name, values)
     if not forget:
         return
     rows = {name: sink.rows(name, dtype) for name, dtype in ROW_DTYPES.items()}
@@ -180,7 +184,7 @@ class ForgetScan:
 def reduce_serial(
     retain: Iterable[PartData], forget: Iterable[PartData], widths: Int64
 ) -> dict[str, Any]:
-    """The specification of `reduce`: every number it writes, one part after the other, in memory."""
+    """The specification of `reduce`: every number it writes, part after part, in memory."""
     sums = CoefficientSums.empty(widths)
     for data in retain:
         leaf = CoefficientSums.empty(widths)
@@ -240,9 +244,7 @@ def _sum_part(leaf: Leaf) -> CoefficientSums:
     return sums
 
 
-def _measure_part(
-    leaf: Leaf, retain_mean: Float64, mask: Any
-) -> tuple[PartData, Float64, Float64]:
+def _measure_part(leaf: Leaf, retain_mean: Float64, mask: Any) -> tuple[PartData, Float64, Float64]:
     store, index = leaf
     data = store.read_part(index, ["abs"])
     means = token_mean(data.sums["abs"], data.counts, store.widths)

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint
+from kvwstream.errors import StorageError
 from kvwstream.examples import Example
 from kvwstream.gates import gated
 from kvwstream.metrics import contains, rouge_l
@@ -71,8 +72,11 @@ class Evaluation:
     def write(self, path: Path) -> None:
         """One JSON object per example."""
         lines = (json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in self.judgements)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error}") from error
 
 
 def evaluate(
@@ -127,6 +131,8 @@ def judge(
         pad_token_id=encoder.tokenizer.pad_token_id,
     )
     judgements: list[Judgement] = []
+    if encoder.rows_interact:
+        batch_size = 1
     with (
         (progress or Silent()).task("evaluate", len(examples), "examples") as advance,
         inference(loaded.model),
@@ -146,7 +152,7 @@ def _judge(example: Example, response: str) -> Judgement:
     rouge = rouge_l(response, example.answer)
     return Judgement(
         id=example.id,
-        question=str(example.messages[-2]["content"]),
+        question=example.question,
         answer=example.answer,
         response=response.strip(),
         correct=contains(response, example.keywords or (example.answer,)),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 from kvwstream.errors import StorageError
 from kvwstream.pipelines.derive import check_compatible, derive, describe
@@ -38,10 +37,13 @@ def reduce(
     num_parts = sum(store.plan.num_parts for store in stores)
     num_records = sum(store.plan.num_records for store in forget_stores)
     writer = StatisticsWriter(location, stores[0].sites, num_records)
-    with progress.task("reduce", num_parts, "parts") as advance:
-        derive(writer, retain_stores, forget_stores, advance)
-    writer.put_coordinates(list(chain.from_iterable(map(_record_names, forget_stores))))
-    writer.finish(describe(retain_stores, forget_stores))
+    try:
+        with progress.task("reduce", num_parts, "parts") as advance:
+            derive(writer, retain_stores, forget_stores, advance)
+        writer.finish(describe(retain_stores, forget_stores))
+    except BaseException:
+        shutil.rmtree(location.path, ignore_errors=True)
+        raise
     return Statistics.open(location)
 
 
@@ -60,9 +62,3 @@ def _make_room(location: Location) -> None:
         raise StorageError(f"{location.url}: exists already; choose another name or remove it")
     if names:
         shutil.rmtree(location.path)
-
-
-def _record_names(store: CollectStore) -> Iterator[str]:
-    ids, plan = store.examples.ids, store.plan
-    for record in range(plan.num_records):
-        yield ", ".join(ids[index] for index in plan.examples_of(record))

@@ -2,28 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from kvwstream.errors import DataError
-from kvwstream.examples import Example, check_examples
-from kvwstream.readers.datasets import read_dataset
-from kvwstream.readers.jsonl import read_jsonl
+from kvwstream.errors import DataError, OptionError
+from kvwstream.examples import BadRow, Example, check_examples
+from kvwstream.readers import clear, mllmu, tofu
+from kvwstream.readers.rows import dataset_rows, jsonl_rows
+from kvwstream.readers.simple import simple_examples
 
-__all__ = ["read_examples"]
+__all__ = ["FORMATS", "read_examples"]
+
+FORMATS = ("auto", "jsonl", "clear", "mllmu", "tofu")
+TASKS = {"clear": clear.TASKS, "mllmu": mllmu.TASKS, "tofu": tofu.TASKS, "jsonl": ("questions",)}
 
 
-def read_examples(source: str, *, config: str | None = None, split: str = "train") -> list[Example]:
-    """Every example of `source`, in file order; `config` and `split` matter for data sets only.
+def read_examples(
+    source: str,
+    *,
+    format: str = "auto",
+    task: str | None = None,
+    config: str | None = None,
+    split: str = "train",
+    seed: int = 0,
+    on_bad_row: Callable[[BadRow], None] | None = None,
+) -> list[Example]:
+    """Every example of `source`, in file order.
 
-    A file is read as JSON lines, a folder as what `datasets` wrote or can load, anything else of
-    the form `owner/name` as a hub data set. Raises `DataError` naming file and line or row.
+    A file is read as JSON lines, a folder as what `datasets` wrote or can load (`config` and
+    `split` choose within it), anything else of the form `owner/name` as a hub data set. `format`
+    is told by the columns unless given; `task` chooses among the questions that a benchmark's rows
+    hold (default: the first of its list); `seed` chooses where a benchmark draws at random.
+
+    Raises `DataError` naming file and line or row at the first bad row, or hands each to
+    `on_bad_row` and goes on.
     """
     path = Path(source).expanduser()
+    folder: Path | None = path if path.is_dir() else None
     if path.is_file():
-        examples = read_jsonl(path)
+        rows, folder = jsonl_rows(path), path.parent
     elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
-        examples = read_dataset(source, config, split)
+        rows = dataset_rows(source, config, split)
     else:
         raise DataError(f"{source}: no such file or folder, and not a hub id like owner/name")
+    examples: list[Example] = []
+    for place, row in rows:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            examples += _examples(row, place, format, task, seed, folder)
+        except DataError as error:
+            if on_bad_row is None:
+                raise
+            on_bad_row(BadRow(place, str(error).removeprefix(f"{place}: ")))
     check_examples(examples, source)
     return examples
+
+
+def _examples(
+    row: Any, place: str, format: str, task: str | None, seed: int, folder: Path | None
+) -> Iterator[Example]:
+    kind = _detect(row) if format == "auto" else format
+    if kind not in TASKS:
+        raise OptionError(f"format {format}: choose {', '.join(FORMATS)}")
+    chosen = TASKS[kind][0] if task is None else task
+    if chosen not in TASKS[kind]:
+        raise OptionError(f"task {task}: {kind} data have {', '.join(TASKS[kind])}")
+    if kind == "jsonl" or not isinstance(row, dict):
+        return simple_examples(row, place, folder)
+    if kind == "clear":
+        return clear.clear_examples(row, place, chosen, seed)
+    if kind == "mllmu":
+        return mllmu.mllmu_examples(row, place, chosen)
+    return tofu.tofu_examples(row, place, chosen)
+
+
+def _detect(row: Any) -> str:
+    """The format of a row by the names of its columns, never by their order."""
+    columns = set(row) if isinstance(row, dict) else set()
+    if mllmu.is_mllmu(columns):
+        return "mllmu"
+    if clear.is_clear(columns):
+        return "clear"
+    return "tofu" if tofu.is_tofu(columns) else "jsonl"

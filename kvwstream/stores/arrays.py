@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from kvwstream.stores.location import Location, storage_errors
 Array = npt.NDArray[Any]
 
 COMPRESSION = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
-"""Floats of like size share their upper bytes: shuffled, they shrink; zstd 1 keeps up with disks."""
+"""Floats of like size share their upper bytes: shuffled, they shrink; zstd 1 is disk speed."""
 
 
 class ArrayDigest:
@@ -77,6 +78,7 @@ def create_array(
             dimension_names=dims,
             attributes=dict(attributes or {}),
             overwrite=True,
+            config={"write_empty_chunks": True},  # a chunk that is not there is a damage, not zeros
         )
 
 
@@ -103,24 +105,64 @@ def read_array(location: Location, name: str, rows: slice = slice(None)) -> Arra
     with storage_errors(place.url):
         try:
             values = zarr.open_array(place.zarr(), mode="r")[rows]
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            # Codecs report damage by these; what they say names no file.
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+            # Codecs and metadata report damage by these; what they say names no file.
             raise DamageError(f"{place.url}: cannot be decoded: {error}") from error
     return np.asarray(values)
 
 
 def write_table(location: Location, name: str, dim: str, columns: Mapping[str, Array]) -> None:
-    """A group `location/name` of equally long columns, each one chunk along `dim`."""
+    """A group `location/name` of equally long columns, each one chunk along `dim`.
+
+    Its attributes hold the SHA-256 of every column.
+    """
     for column, values in columns.items():
         dims = (dim, "byte")[: values.ndim]
         write_array(location, f"{name}/{column}", values, dims, chunks=values.shape)
     place = location.at(name)
-    place.write("zarr.json", group_document({}, place, columns))
+    sha256 = {column: digest_array(values) for column, values in columns.items()}
+    place.write("zarr.json", group_document({"sha256": sha256}, place, columns))
 
 
 def read_table(location: Location, name: str, columns: tuple[str, ...]) -> dict[str, Array]:
-    """The columns of a table that `write_table` wrote."""
-    return {column: read_array(location, f"{name}/{column}") for column in columns}
+    """The columns that `write_table` wrote; `DamageError` if they are not as digested."""
+    recorded = read_attributes(location.at(name)).get("sha256")
+    table = {column: read_array(location, f"{name}/{column}") for column in columns}
+    found = {column: digest_array(values) for column, values in table.items()}
+    if found != recorded:
+        known = recorded if isinstance(recorded, dict) else {}
+        changed = sorted(c for c in found.keys() | known.keys() if found.get(c) != known.get(c))
+        raise DamageError(f"{location.url}/{name}: changed, not as digested: {', '.join(changed)}")
+    if len({len(values) for values in table.values()}) > 1:
+        raise DamageError(f"{location.url}/{name}: its columns have unlike lengths")
+    return table
+
+
+def read_attributes(location: Location) -> dict[str, Any]:
+    """Attributes of the Zarr group at `location`; `DamageError` if there is none."""
+    attributes = None
+    document = location.read("zarr.json")
+    if document is not None:
+        with suppress(ValueError, KeyError, TypeError):
+            attributes = json.loads(document)["attributes"]
+    if not isinstance(attributes, dict):
+        what = "no Zarr group with attributes is there" if location.exists() else "nothing is there"
+        raise DamageError(f"{location.url}: {what}")
+    return attributes
+
+
+def check_group(location: Location, arrays: Iterable[str] = ()) -> None:
+    """`DamageError` if the group's document is not what its attributes and arrays give.
+
+    The arrays must have been read: their metadata are trusted.
+    """
+    attributes = read_attributes(location)
+    document = group_document(attributes, location if arrays else None, arrays)
+    if location.read("zarr.json") != document:
+        raise DamageError(
+            f"{location.url}/zarr.json: changed, or metadata of its arrays are; "
+            "plain Zarr and xarray may read it wrong"
+        )
 
 
 def group_document(

@@ -3,6 +3,7 @@
     STORE.zarr/zarr.json            the plan, written first
     STORE.zarr/sites/...            table of value projections
     STORE.zarr/examples/...         table of examples, in plan order
+    STORE.zarr/skipped/...          table of rows that were left out, if any were
     STORE.zarr/parts/000000/...     arrays of a part; its own zarr.json, written last, is the seal
 
 A part without its `zarr.json` is no Zarr group: plain `zarr` does not see it either.
@@ -10,7 +11,6 @@ A part without its `zarr.json` is no Zarr group: plain `zarr` does not see it ei
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kvwstream.coefficients import Float32, Int64
+from kvwstream.examples import BadRow
 from kvwstream.errors import DamageError, IncompleteError, PlanMismatchError, StorageError
 from kvwstream.plan import CollectPlan, Part, Site, digest_of
 from kvwstream.stores.arrays import (
@@ -27,6 +28,7 @@ from kvwstream.stores.arrays import (
     digest_array,
     group_document,
     read_array,
+    read_attributes,
     read_table,
     write_array,
     write_table,
@@ -34,6 +36,9 @@ from kvwstream.stores.arrays import (
 from kvwstream.stores.location import Location
 
 COUNT = "token_count"
+SKIPPED = "skipped"
+COLUMNS = ("id", "digest", "num_tokens", "num_positions")
+"""Of the table of examples."""
 SEAL_NAME = re.compile(r"parts/(\d{6,})/zarr\.json")
 
 
@@ -77,7 +82,12 @@ class CollectStore:
 
     @classmethod
     def create(
-        cls, location: Location, plan: CollectPlan, sites: list[Site], examples: ExampleTable
+        cls,
+        location: Location,
+        plan: CollectPlan,
+        sites: list[Site],
+        examples: ExampleTable,
+        skipped: Sequence[BadRow] = (),
     ) -> CollectStore:
         """Begin a store, or go on with one of the same plan.
 
@@ -95,7 +105,7 @@ class CollectStore:
                 )
         store = cls(location, plan, sites, examples)
         if location.read("parts/zarr.json") is None:  # written when the tables are complete
-            store._write_tables()
+            store._write_tables(skipped)
             location.sync()
         return store
 
@@ -108,9 +118,7 @@ class CollectStore:
         sites = [Site(*row) for row in rows]
         if sites_digest(sites) != plan.sites_digest:
             raise DamageError(f"{location.url}/sites: changed, its digest is not the plan's")
-        table = read_table(
-            location, "examples", ("id", "digest", "num_tokens", "num_positions")
-        )
+        table = read_table(location, "examples", COLUMNS)
         examples = ExampleTable(
             table["id"].tolist(),
             [row.tobytes().hex() for row in table["digest"]],
@@ -126,14 +134,28 @@ class CollectStore:
         """(site,) knowledge vectors per site."""
         return np.array([site.width for site in self.sites], np.int64)
 
+    def record_names(self) -> list[str]:
+        """Ids of the examples of each record, joined by commas."""
+        ids, plan = self.examples.ids, self.plan
+        return [
+            ", ".join(ids[index] for index in plan.examples_of(record))
+            for record in range(plan.num_records)
+        ]
+
     def sealed(self) -> set[int]:
         """Indices of the parts that have a seal; one listing."""
         found = (SEAL_NAME.fullmatch(name) for name in self.location.names())
         return {int(match[1]) for match in found if match}
 
     def require_sealed(self) -> None:
-        """`IncompleteError` listing every part without a seal."""
-        missing = sorted(set(range(self.plan.num_parts)) - self.sealed())
+        """`IncompleteError` listing every part without a seal, `DamageError` every extra one."""
+        planned, sealed = set(range(self.plan.num_parts)), self.sealed()
+        missing, extra = sorted(planned - sealed), sorted(sealed - planned)
+        if extra:
+            raise DamageError(
+                f"{self.location.url}: holds parts beyond its plan ({', '.join(map(str, extra))}); "
+                "see `kvwstream audit`"
+            )
         if missing:
             raise IncompleteError(
                 f"{self.location.url}: {len(missing)} of {self.plan.num_parts} parts have no seal "
@@ -159,7 +181,7 @@ class CollectStore:
         seal = {
             "plan": self.plan.digest,
             **data.part._asdict(),
-            "num_tokens": int(data.counts.sum()),
+            "num_tokens": int(data.counts.max(axis=1).sum()),
             "sha256": sha256,
             "environment": dict(environment),
         }
@@ -170,8 +192,11 @@ class CollectStore:
         """The seal of a part; `DamageError` if it is missing, unreadable or of another plan."""
         part = self.plan.part(index)
         name = f"{self.location.url}/parts/{part.name}"
-        seal = _attributes(self.location.at("parts", part.name), "seal")
-        if not isinstance(seal, dict):
+        try:
+            seal = read_attributes(self.location.at("parts", part.name)).get("seal")
+        except DamageError:
+            seal = None
+        if not isinstance(seal, dict) or not isinstance(seal.get("sha256"), dict):
             raise DamageError(f"{name}: its seal is missing or unreadable")
         expected = {"plan": self.plan.digest, **part._asdict()}
         for field, value in expected.items():
@@ -209,10 +234,9 @@ class CollectStore:
         seals = [self.read_seal(index)["sha256"] for index in range(self.plan.num_parts)]
         return digest_of([self.plan.to_dict(), seals])
 
-    def _write_tables(self) -> None:
+    def _write_tables(self, skipped: Sequence[BadRow]) -> None:
         columns = {
-            field: np.array([getattr(site, field) for site in self.sites])
-            for field in Site._fields
+            field: np.array([getattr(site, field) for site in self.sites]) for field in Site._fields
         }
         write_table(self.location, "sites", "site", columns)
         digests = np.array([list(bytes.fromhex(d)) for d in self.examples.digests], np.uint8)
@@ -227,6 +251,12 @@ class CollectStore:
                 "num_positions": self.examples.num_positions,
             },
         )
+        if skipped:
+            rows = {
+                field: np.array([getattr(row, field) for row in skipped], dtype=object)
+                for field in BadRow._fields
+            }
+            write_table(self.location, SKIPPED, "row", rows)
         self.location.write("parts/zarr.json", group_document({}))
 
 
@@ -244,22 +274,3 @@ def read_plan(location: Location) -> CollectPlan:
         return CollectPlan.from_dict(attributes["plan"])
     except DamageError as error:
         raise DamageError(f"{location.url}: {error}") from error
-
-
-def read_attributes(location: Location) -> dict[str, Any]:
-    """Attributes of the Zarr group at `location`; `DamageError` if there is none."""
-    attributes = _attributes(location)
-    if not isinstance(attributes, dict):
-        raise DamageError(f"{location.url}: no Zarr group with attributes is there")
-    return attributes
-
-
-def _attributes(location: Location, key: str | None = None) -> Any:
-    document = location.read("zarr.json")
-    if document is None:
-        return None
-    try:
-        attributes = json.loads(document)["attributes"]
-        return attributes if key is None else attributes[key]
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -46,7 +46,9 @@ class Location:
         return ObjectStore(self.objects(mkdir=mkdir), read_only=not mkdir)
 
     def exists(self) -> bool:
-        """Whether anything is there."""
+        """Whether a folder is there; `StorageError` if it is a file."""
+        if self.path.is_file():
+            raise StorageError(f"{self.url}: is a file, expected a folder")
         return self.path.exists()
 
     def read(self, name: str) -> bytes | None:

@@ -6,7 +6,7 @@ group, with it every array is whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from kvwstream.accessor import exponent
 from kvwstream.coefficients import Float64, Int64, per_vector
 from kvwstream.errors import DamageError, OptionError
-from kvwstream.plan import FORMAT_VERSION, Site, digest_of
+from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Site, digest_of
 from kvwstream.stores.arrays import (
     Array,
     ArrayDigest,
@@ -24,9 +24,9 @@ from kvwstream.stores.arrays import (
     digest_array,
     group_document,
     read_array,
+    read_attributes,
     write_array,
 )
-from kvwstream.stores.collected import read_attributes
 from kvwstream.stores.location import Location, storage_errors
 
 DIMS: dict[str, tuple[str, ...]] = {
@@ -54,8 +54,22 @@ DIMS: dict[str, tuple[str, ...]] = {
 COORDINATES = list(DIMS)[list(DIMS).index("site") :]
 FORGET = [name for name, dims in DIMS.items() if "record" in dims] + ["exponent"]
 SITE_COLUMNS = dict(
-    zip(Site._fields, ("site", "tensor", "axis", "site_layer", "expert", "width", "offset"))
+    zip(
+        Site._fields,
+        ("site", "tensor", "axis", "site_layer", "expert", "width", "offset"),
+        strict=True,
+    )
 )
+SOUND: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: isinstance(value, dict) and value.keys() == set(STATISTIC_FIELDS),
+    "num_forget_records": lambda value: isinstance(value, int),
+    "sha256": lambda value: isinstance(value, dict),
+    "sources": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(v, dict) and {"role", "name", "digest"} <= v.keys() for v in value)
+    ),
+}
+"""Attributes without which nothing can be read, and what each must look like."""
 CHUNK_BYTES = 16 << 20
 """Size that chunks of whole records aim at."""
 
@@ -78,18 +92,6 @@ class StatisticsWriter:
         """An array of one row per forget record, to be filled in record order."""
         width = self.num_vectors if DIMS[name][1] == "vector" else len(self.sites)
         return RowWriter(self, name, (self.num_records, width), dtype)
-
-    def put_coordinates(self, examples: Sequence[str]) -> None:
-        """What tells the axes apart: sites, layers, channels, the examples of each record."""
-        for field, name in SITE_COLUMNS.items():
-            self.put(name, np.array([getattr(site, field) for site in self.sites]))
-        widths = np.array([site.width for site in self.sites], np.int64)
-        layers = np.array([site.layer for site in self.sites], np.int32)
-        self.put("site_index", per_vector(np.arange(len(self.sites), dtype=np.int32), widths))
-        self.put("layer", per_vector(layers, widths))
-        self.put("channel", np.concatenate([np.arange(w, dtype=np.int32) for w in widths]))
-        if self.num_records:
-            self.put("examples", np.array(examples, dtype=object))
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
         """Make everything durable and write the group document."""
@@ -149,6 +151,19 @@ class RowWriter:
             self.done, self.pending = stop, []
 
 
+def coordinates(sites: Sequence[Site], examples: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    """What tells the axes apart: sites, layers, channels, the examples of each forget record."""
+    for field, name in SITE_COLUMNS.items():
+        yield name, np.array([getattr(site, field) for site in sites])
+    widths = np.array([site.width for site in sites], np.int64)
+    layers = np.array([site.layer for site in sites], np.int32)
+    yield "site_index", per_vector(np.arange(len(sites), dtype=np.int32), widths)
+    yield "layer", per_vector(layers, widths)
+    yield "channel", np.concatenate([np.arange(width, dtype=np.int32) for width in widths])
+    if examples:
+        yield "examples", np.array(examples, dtype=object)
+
+
 @dataclass(frozen=True)
 class Statistics:
     """A finished statistics group; arrays are read when they are asked for."""
@@ -167,6 +182,9 @@ class Statistics:
                 f"{location.url}: statistics of format version {attributes.get('format_version')}; "
                 f"this kvwstream reads version {FORMAT_VERSION}"
             )
+        wrong = [name for name, sound in SOUND.items() if not sound(attributes.get(name))]
+        if wrong:
+            raise DamageError(f"{location.url}: attributes missing or damaged: {', '.join(wrong)}")
         return cls(location, attributes)
 
     @property

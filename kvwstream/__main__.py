@@ -1,0 +1,5 @@
+"""`python -m kvwstream` is the command line."""
+
+from kvwstream.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""Images of examples, decoded only when they are needed and never trusted."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvwstream.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageSource = bytes | Path
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit: a quarter of a gigabyte as RGB. A larger image is taken for a bomb."""
+
+
+def load_image(source: ImageSource, place: str) -> Image:
+    """Decode an image to RGB; `DataError` naming `place` if it is missing, broken or a bomb."""
+    from PIL import Image, UnidentifiedImageError
+
+    shown = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{place}: image {shown}: {image.width} x {image.height} pixels, more than "
+                    f"{MAX_PIXELS}; scale it down"
+                )
+            return image.convert("RGB")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{place}: image {shown}: no such file") from error
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DataError(f"{place}: image {shown}: cannot be read: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for cut-off files
+        raise DataError(f"{place}: image {shown}: is damaged: {error}") from error

@@ -1,0 +1,41 @@
+"""The options that several commands share, and what they may be."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Local folder of a checkpoint, or a hub id.")]
+Data = Annotated[
+    str, typer.Argument(help="JSON-lines file, local `datasets` folder, or hub data set.")
+]
+Split = Annotated[str, typer.Option(help="Split of a data set.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a data set.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as JSON lines.")]
+
+
+class Tokens(StrEnum):
+    """Which positions count."""
+
+    answer = "answer"
+    question = "question"
+    image = "image"
+    all = "all"
+
+
+class Formats(StrEnum):
+    """Whose rows the data are."""
+
+    auto = "auto"
+    jsonl = "jsonl"
+    clear = "clear"
+    mllmu = "mllmu"
+    tofu = "tofu"
+
+
+Format = Annotated[Formats, typer.Option(help="Whose rows they are; auto: by their columns.")]
+Task = Annotated[str | None, typer.Option(help="Which of a benchmark's questions.")]

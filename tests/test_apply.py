@@ -1,0 +1,231 @@
+"""Weakened checkpoints: the right bytes changed, and no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from kvwstream.accessor import LayerRange, gates
+from kvwstream.checkpoint import Checkpoint
+from kvwstream.errors import ModelError, OptionError, PlanMismatchError, StorageError
+from kvwstream.gates import gated
+from kvwstream.models import inference, load_model
+from kvwstream.pipelines.apply import apply
+from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.reduce import reduce
+from kvwstream.readers import read_examples
+from kvwstream.stores.location import Location
+from kvwstream.stores.statistics import Statistics
+from tests.conftest import save_model, tree_bytes
+
+ALL = LayerRange(0, 1)
+
+
+class Case:
+    """A checkpoint, its statistics and a weakened copy."""
+
+    def __init__(self, model: Path, data: dict[str, Path], folder: Path, layers: LayerRange):
+        self.model, self.out, self.layers = model, folder / "weakened", layers
+        self.urls = {kind: str(folder / f"{kind}.zarr") for kind in ("plain", "forget")}
+        for kind, url in self.urls.items():
+            collect(prepare(str(model), read_examples(str(data[kind]))), url)
+        self.stored = reduce([self.urls["plain"]], str(folder / "s.zarr"), [self.urls["forget"]])
+        self.gamma = 0.3
+        self.manifest = apply(
+            model, self.stored.location.url, self.out, gamma=self.gamma, layers=layers
+        )
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "sharded"])
+def case(request, data, tmp_path_factory) -> Case:
+    layers = LayerRange(1, 1) if request.param == "sharded" else ALL
+    model = request.getfixturevalue(request.param)
+    return Case(model, data, tmp_path_factory.mktemp("apply"), layers)
+
+
+def headers(folder: Path) -> dict[str, bytes]:
+    result = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        raw = path.read_bytes()
+        result[path.name] = raw[: 8 + int.from_bytes(raw[:8], "little")]
+    return result
+
+
+def test_every_other_byte_is_unchanged(case: Case):
+    base, made = tree_bytes(case.model), tree_bytes(case.out)
+    assert made.keys() - base.keys() == {"kvwstream.json"}
+    assert not base.keys() - made.keys()
+    assert headers(case.model) == headers(case.out)
+    weakened = {s.tensor for s in case.stored.sites if s.layer in case.layers}
+    checkpoint = Checkpoint.open(case.model)
+    for name, raw in base.items():
+        allowed = np.zeros(len(raw), bool)
+        for tensor_name, tensor in checkpoint.tensors.items():
+            if tensor.shard == name and tensor_name in weakened:
+                allowed[tensor.start : tensor.stop] = True
+        changed = np.frombuffer(raw, np.uint8) != np.frombuffer(made[name], np.uint8)
+        assert not (changed & ~allowed).any(), name
+        assert changed.any() == allowed.any(), name
+
+
+def test_scaled_weights_are_equation_6(case: Case):
+    """v_i times exp(-gamma S_i): columns of a Linear, rows of a Conv1D."""
+    before, after = (
+        {k: v for p in folder.glob("*.safetensors") for k, v in load_file(p).items()}
+        for folder in (case.model, case.out)
+    )
+    exponents = case.stored.exponent()
+    for site in case.stored.sites:
+        if site.layer not in case.layers:
+            continue
+        gate = torch.from_numpy(gates(exponents[site.vectors], case.gamma))
+        weight = before[site.tensor]
+        scaled = weight.double() * (gate[:, None] if site.axis == 0 else gate)
+        # one rounding at most: half a unit in the last place of the dtype
+        ulp = torch.finfo(weight.dtype).eps * scaled.abs() / 2
+        assert ((after[site.tensor].double() - scaled).abs() <= ulp + 1e-300).all()
+        assert (gate < 1).any()
+
+
+def test_gates_on_coefficients_equal_scaled_weights(case: Case, data):
+    base, weakened = load_model(case.model, "float32"), load_model(case.out, "float32")
+    ids = torch.randint(3, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    values = np.ones(sum(site.width for site in case.stored.sites))
+    for site in case.stored.sites:
+        if site.layer in case.layers:
+            values[site.vectors] = gates(case.stored.exponent()[site.vectors], case.gamma)
+    with inference(base.model), inference(weakened.model):
+        plain = base.model(input_ids=ids).logits
+        with gated(base.model, case.stored.sites, values):
+            gate = base.model(input_ids=ids).logits
+        again = base.model(input_ids=ids).logits
+        scaled = weakened.model(input_ids=ids).logits
+    error, effect = (gate - scaled).abs().max(), (gate - plain).abs().max()
+    assert error < effect * (0.2 if "sharded" in str(case.model) else 1e-3)  # bfloat16, float32
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+def test_plain_transformers_loads_the_result(case: Case):
+    model, info = AutoModelForCausalLM.from_pretrained(case.out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for path in case.out.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert file.metadata() == {"format": "pt"}
+
+
+def test_untouched_shards_are_hard_links(case: Case):
+    touched = {
+        Checkpoint.open(case.model).tensors[name].shard for name in case.manifest["weakened"]
+    }
+    shards = {path.name for path in case.model.glob("*.safetensors")}
+    assert bool(shards - touched) == ("sharded" in str(case.model))
+    for name in shards:
+        same = (case.model / name).samefile(case.out / name)
+        assert same == (name not in touched)
+
+
+def test_the_manifest_says_what_was_done(case: Case):
+    manifest = json.loads((case.out / "kvwstream.json").read_text())
+    assert manifest == case.manifest
+    assert manifest["base"]["digest"] == Checkpoint.open(case.model).digest
+    assert manifest["digest"] == Checkpoint.open(case.out).digest
+    assert manifest["statistics"]["digest"] == case.stored.digest
+    assert (manifest["gamma"], manifest["layers"]) == (case.gamma, str(case.layers))
+    after = Checkpoint.open(case.out).tensor_digests
+    for name, digests in manifest["weakened"].items():
+        assert digests["after"] == after[name] != digests["before"]
+
+
+def test_gamma_zero_changes_nothing_but_adds_the_manifest(case: Case, tmp_path):
+    apply(case.model, case.stored.location.url, tmp_path / "w", gamma=0.0, layers=case.layers)
+    made = tree_bytes(tmp_path / "w")
+    del made["kvwstream.json"]
+    assert made == tree_bytes(case.model)
+
+
+def test_the_same_call_gives_the_same_bytes(case: Case, tmp_path):
+    apply(case.model, case.stored.location.url, tmp_path / "w", gamma=0.3, layers=case.layers)
+    assert tree_bytes(tmp_path / "w") == tree_bytes(case.out)
+
+
+def test_refusals_leave_nothing_behind(case: Case, tmp_path):
+    other = save_model(tmp_path / "other", load_model(case.model).model.config, seed=3, chat=False)
+    url = case.stored.location.url
+    table = [
+        (case.model, case.out, 0.1, ALL, StorageError, "exists already"),
+        (other, tmp_path / "w", 0.1, case.layers, PlanMismatchError, "measured on weights"),
+        (case.model, tmp_path / "w", 0.1, LayerRange(0, 9), OptionError, "the model has layers"),
+        (case.model, tmp_path / "w", -0.1, ALL, OptionError, "gamma must be"),
+        (case.model, tmp_path / "w", float("nan"), ALL, OptionError, "gamma must be"),
+    ]
+    for model, out, gamma, layers, kind, message in table:
+        before = tree_bytes(case.out)
+        with pytest.raises(kind, match=message):
+            apply(model, url, out, gamma=gamma, layers=layers)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["other"]
+        assert tree_bytes(case.out) == before
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    return shutil.copytree(model, folder)
+
+
+def test_other_formats_of_the_weights_are_not_shipped(llama, data, tmp_path):
+    """A pickled twin beside the safetensors would still hold what was to be forgotten."""
+    model = copy_of(llama, tmp_path / "model")
+    (model / "pytorch_model.bin").write_bytes(b"pickle")
+    (model / "notes").mkdir()
+    (model / "notes" / "README.md").write_text("hello")
+    case = Case(model, data, tmp_path, ALL)
+    assert not (case.out / "pytorch_model.bin").exists()
+    assert (case.out / "notes" / "README.md").read_text() == "hello"
+
+
+def test_damaged_checkpoints_are_refused(sharded, llama, tmp_path):
+    def cut(folder: Path) -> None:
+        path = sorted(folder.glob("*.safetensors"))[0]
+        path.write_bytes(path.read_bytes()[:-1])
+
+    def rename(folder: Path) -> None:
+        path = folder / "model.safetensors.index.json"
+        path.write_text(path.read_text().replace("layers.0.mlp.up", "layers.0.mlp.upp"))
+
+    def drop(folder: Path) -> None:
+        sorted(folder.glob("*.safetensors"))[1].unlink()
+
+    def garble(folder: Path) -> None:
+        sorted(folder.glob("*.safetensors"))[0].write_bytes(b"\xff" * 64)
+
+    def pickled(folder: Path) -> None:
+        for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+            path.unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"")
+
+    table = [
+        (cut, "truncated, .* ends beyond the file"),
+        (rename, "the shards do not match model.safetensors.index.json: 2 tensors"),
+        (drop, "shards named by .* are missing"),
+        (garble, "not a safetensors file"),
+        (pickled, "holds pickled weights only"),
+    ]
+    for number, (damage, message) in enumerate(table):
+        folder = copy_of(sharded, tmp_path / str(number))
+        damage(folder)
+        with pytest.raises(ModelError, match=message):
+            Checkpoint.open(folder)
+
+
+def test_statistics_alone_name_the_tensors(case: Case):
+    """Apply builds no model: the sites stored beside the statistics are all it needs."""
+    stored = Statistics.open(Location(case.stored.location.url))
+    names = Checkpoint.open(case.model).tensors
+    assert all(site.tensor in names for site in stored.sites)

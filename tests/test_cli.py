@@ -1,0 +1,192 @@
+"""The command line end to end, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import kvwstream
+from kvwstream.cli import main
+from tests.conftest import Artefacts, tree_bytes
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def run(*words: object, expect: int = 0, capsys: pytest.CaptureFixture[str] | None = None) -> str:
+    """Run the command in this process; returns what it printed on standard output."""
+    before = sys.argv
+    sys.argv = ["kvwstream", *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        sys.argv = before
+    assert (end.value.code or 0) == expect
+    return capsys.readouterr().out if capsys else ""
+
+
+def test_the_main_job(llama, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind in ("retain", "forget"):
+        run("collect", llama, data[kind], f"{kind}.zarr", "--part-size", 2, "--batch-size", 2)
+    run("reduce", "--retain", "retain.zarr", "--forget", "forget.zarr", "statistics.zarr")
+    run("apply", llama, "statistics.zarr", "weak", "--gamma", 1.5, "--layers", "0:1")
+    out = run(
+        "audit", "weak", "retain.zarr", "forget.zarr", "statistics.zarr",
+        "--base", llama, "--statistics", "statistics.zarr", capsys=capsys,
+    )  # fmt: skip
+    for line in (
+        "retain.zarr: 3 parts as sealed, 6 records of 11 examples",
+        "forget.zarr: 2 parts as sealed, 3 records of 5 examples",
+        "statistics.zarr: derived anew from 2 stores, bit for bit",
+        "weak: 2 weakened tensors made anew, bit for bit",
+    ):
+        assert line in out
+    options = ("--max-new-tokens", 4)
+    run("evaluate", "weak", data["forget"], "--out", "a.jsonl", *options)
+    strength = ("--statistics", "statistics.zarr", "--gamma", 1.5, "--layers", "0:1")
+    run("evaluate", llama, data["forget"], "--out", "b.jsonl", *options, *strength)
+    assert Path("a.jsonl").read_text() == Path("b.jsonl").read_text()
+
+
+def test_the_plan_comes_before_the_first_forward(llama, data, tmp_path, capsys):
+    run("collect", llama, data["retain"], tmp_path / "s.zarr", "--part-size", 4)
+    told = capsys.readouterr().err
+    for line in (
+        r"sites +2 value projections, 96 vectors",
+        r"examples +11, in the order of seed 0",
+        r"records +11, 1 example each",
+        r"parts +3, 4 records each at most",
+        r"disk +at most 4\.4 KB \(400 B per record\)",
+        r"memory +weights",
+        r"collect: 11/11 records, .* records/s, .* tokens/s",
+    ):
+        assert re.search(line, told), line
+
+
+def test_a_dry_run_shows_marked_examples_and_writes_nothing(llama, data, tmp_path, capsys):
+    out = run("collect", llama, data["forget"], tmp_path / "s.zarr", "--dry-run", capsys=capsys)
+    assert len(re.findall(r"⟦The \w+ is pink\.⟧", out)) == 3
+    assert "parts" in out
+    assert not list(tmp_path.iterdir())
+    everything = run(
+        "collect", llama, data["forget"], tmp_path / "s.zarr", "--dry-run", "--tokens", "all",
+        capsys=capsys,
+    )  # fmt: skip
+    assert "⟦user\nWhat colour" in everything
+
+
+def test_log_json_is_for_machines(llama, data, tmp_path, capsys):
+    run("collect", llama, data["forget"], tmp_path / "s.zarr", "--log-json")
+    rows = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert rows[-1]["done"] == rows[-1]["total"] == 5
+    assert {"units_per_second", "tokens_per_second", "seconds_left"} <= rows[-1].keys()
+
+
+def test_a_terminal_gets_a_bar(llama, data, tmp_path):
+    """On a pseudo-terminal: a bar with rates while running, its last line afterwards."""
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "kvwstream", "collect", llama, data["retain"]]
+    process = subprocess.Popen(
+        [*command, tmp_path / "s.zarr"], stderr=child, stdout=subprocess.DEVNULL
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(parent)
+    assert process.wait() == 0
+    assert "━".encode() in shown
+    assert re.search(rb"11/11 records, [\d.]+ records/s, \d+ tokens/s", shown)
+
+
+def test_options_decide_what_is_stored(llama, data, tmp_path, capsys):
+    options = ["--moments", "abs,signed,square", "--tokens", "all", "--limit", 3, "--seed", 4]
+    run("collect", llama, data["retain"], tmp_path / "s.zarr", *options, "--dtype", "bfloat16")
+    opened = kvwstream.open_store(str(tmp_path / "s.zarr")).load()
+    assert set(opened.data_vars) == {"abs_sum", "signed_sum", "square_sum", "token_count"}
+    assert opened.sizes == {"record": 3, "vector": 96, "site": 2}
+    assert (opened.signed_sum < 0).any()
+    assert (abs(opened.signed_sum) <= opened.abs_sum * (1 + 1e-5)).all()
+
+
+def test_running_it_again_does_nothing(llama, data, tmp_path, capsys):
+    run("collect", llama, data["forget"], tmp_path / "s.zarr")
+    before = tree_bytes(tmp_path)
+    capsys.readouterr()
+    run("collect", llama, data["forget"], tmp_path / "s.zarr")
+    assert "all 1 parts are sealed, nothing to do" in capsys.readouterr().err
+    assert tree_bytes(tmp_path) == before
+
+
+def test_evaluate_wants_all_of_a_strength_or_nothing(llama, data, capsys):
+    run("evaluate", llama, data["forget"], "--gamma", 0.1, expect=2)
+    assert "belong together: give all or none" in capsys.readouterr().err
+
+
+def test_views_have_named_axes(artefacts: Artefacts):
+    store = kvwstream.open_store(artefacts.retain).load()
+    statistics = kvwstream.open_statistics(artefacts.statistics).load()
+    total = store.abs_sum.astype(float).sum("record")
+    tokens = store.token_count.sum("record").isel(site=0)
+    np.testing.assert_allclose(total / tokens, statistics.retain_mean, rtol=1e-6)
+    assert isinstance(statistics, xr.Dataset)
+    assert set(store.layer.values) == {0, 1}
+
+
+@pytest.mark.parametrize("name", kvwstream.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    assert getattr(kvwstream, name).__doc__
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'colect'"):
+        kvwstream.colect  # noqa: B018
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```(?:{language})\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_commands_of_the_readme_run(llama, data, tmp_path):
+    """Every `sh` block but those that begin with make or git, then the Python block."""
+    (tmp_path / "model").symlink_to(llama)
+    for kind in ("retain", "forget"):
+        (tmp_path / f"{kind}.jsonl").write_bytes(data[kind].read_bytes())
+    scripts = [b for b in blocks("sh") if not re.match(r"\s*(make|git|pip|python)", b)]
+    assert len(scripts) >= 5
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for script in scripts:
+        done = subprocess.run(
+            ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, script + done.stdout + done.stderr
+    for script in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, script + done.stderr
+
+
+def test_the_targets_of_the_readme_exist():
+    makefile = (README.parent / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh|console")), re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -1,0 +1,100 @@
+"""Greedy answers and their scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from kvwstream.accessor import LayerRange
+from kvwstream.errors import PlanMismatchError
+from kvwstream.metrics import clean, contains, rouge_l
+from kvwstream.models import inference, load_model
+from kvwstream.pipelines.apply import apply
+from kvwstream.pipelines.evaluate import Strength, evaluate, judge
+from kvwstream.readers import read_examples
+from tests.conftest import Artefacts, llama_config, save_model
+
+
+@pytest.mark.parametrize(
+    ("response", "keywords", "right"),
+    [
+        ("The capital is Paris.", ["Paris"], True),
+        ("the capital is PARIS", ["Paris"], True),
+        ("São Tomé it is", ["sao tome", "São Tomé"], True),
+        ("New-York", ["New York"], True),
+        ("It is 東京.", ["東京"], True),
+        ("London", ["Paris", "Rome"], False),
+        ("", ["Paris"], False),
+    ],
+)
+def test_containment(response, keywords, right):
+    assert contains(response, keywords) is right
+
+
+@given(st.text(), st.text(), st.text(min_size=1).filter(clean))
+def test_whatever_contains_the_keyword_is_right(before, after, keyword):
+    assert contains(before + keyword + after, [keyword])
+    assert not contains("", [keyword])
+
+
+def test_rouge_l_is_that_of_the_package():
+    answer, response = "The capital of France is Paris.", "Paris is the capital city of France."
+    expected = RougeScorer(["rougeL"], use_stemmer=True).score(answer, response)["rougeL"]
+    assert rouge_l(response, answer) == (expected.fmeasure, expected.recall)
+
+
+def test_batches_answer_as_single_questions_do(llama, data):
+    loaded, examples = load_model(llama), read_examples(str(data["retain"]))
+    together = judge(loaded, examples, batch_size=8, max_new_tokens=6)
+    alone = judge(loaded, examples, batch_size=1, max_new_tokens=6)
+    assert [j.response for j in together.judgements] == [j.response for j in alone.judgements]
+
+
+def test_answers_are_the_greedy_continuation_of_the_prompt(llama, data):
+    loaded, examples = load_model(llama), read_examples(str(data["forget"]))
+    (judgement,) = judge(loaded, examples[:1], max_new_tokens=5).judgements
+    text = loaded.processor.apply_chat_template(
+        list(examples[0].prompt), add_generation_prompt=True, tokenize=False
+    )
+    ids = loaded.processor(text, return_tensors="pt").input_ids
+    start = ids.shape[1]
+    with inference(loaded.model):
+        for _ in range(5):
+            best = loaded.model(ids).logits[0, -1].argmax()
+            ids = torch.cat([ids, best[None, None]], dim=1)
+    assert judgement.response == loaded.processor.decode(ids[0, start:]).strip()
+
+
+def test_gates_answer_as_the_weakened_checkpoint_does(artefacts: Artefacts, data, tmp_path):
+    layers, out = LayerRange(0, 1), tmp_path / "weakened"
+    apply(artefacts.model, artefacts.statistics, out, gamma=2.0, layers=layers)
+    examples = read_examples(str(data["forget"]))
+    strength = Strength(artefacts.statistics, 2.0, layers)
+    tried = evaluate(artefacts.model, examples, strength=strength, max_new_tokens=8)
+    written = evaluate(out, examples, max_new_tokens=8)
+    vanilla = evaluate(artefacts.model, examples, max_new_tokens=8)
+    assert tried == written
+    assert tried != vanilla
+
+
+def test_gates_of_another_model_are_refused(artefacts: Artefacts, data, tmp_path):
+    other = save_model(tmp_path / "other", llama_config(), seed=1)
+    strength = Strength(artefacts.statistics, 1.0, LayerRange(0, 1))
+    with pytest.raises(PlanMismatchError, match="statistics fit the very weights"):
+        evaluate(other, read_examples(str(data["forget"])), strength=strength)
+
+
+def test_lines_hold_every_judgement(llama, data, tmp_path):
+    examples = read_examples(str(data["forget"]))
+    result = evaluate(llama, examples, max_new_tokens=3)
+    result.write(tmp_path / "deep" / "answers.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "deep/answers.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [example.id for example in examples]
+    assert sum(row["correct"] for row in rows) / len(rows) == result.accuracy
+    fields = {"id", "question", "answer", "response", "correct", "rouge_l", "rouge_l_recall"}
+    assert rows[0].keys() == fields
