@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from kvwstream.options import (
     Formats,
     LogJson,
     Model,
+    SkipBadRows,
     Split,
     Task,
     Tokens,
@@ -32,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -62,9 +65,7 @@ def collect(
     split: Split = "train",
     format: Format = Formats.auto,
     task: Task = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out bad rows; the store says which.")
-    ] = False,
+    skip_bad_rows: SkipBadRows = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and examples only.")] = False,
     log_json: LogJson = False,
 ) -> None:
@@ -81,6 +82,7 @@ def collect(
 
     _quiet_transformers()
     bad: list[BadRow] = []
+    on_bad_row = bad.append if skip_bad_rows else None
     examples = read_examples(
         data,
         format=format.value,
@@ -88,12 +90,12 @@ def collect(
         config=config,
         split=split,
         seed=seed,
-        on_bad_row=bad.append if skip_bad_rows else None,
+        on_bad_row=on_bad_row,
     )
     prepared = pipeline.prepare(
         model,
         examples,
-        on_bad_row=bad.append if skip_bad_rows else None,
+        on_bad_row=on_bad_row,
         batch_size=batch_size,
         part_size=part_size,
         tokens=tokens.value,
@@ -206,19 +208,13 @@ def evaluate(
     log_json: LogJson = False,
 ) -> None:
     """Ask MODEL the questions of DATA; with --statistics, as if it were weakened already."""
-    given = [value is not None for value in (statistics, gamma, layers)]
-    if any(given) and not all(given):
-        raise OptionError("--statistics, --gamma and --layers belong together: give all or none")
-    from kvwstream.accessor import LayerRange
     from kvwstream.checkpoint import resolve_model
     from kvwstream.pipelines import evaluate as pipeline
     from kvwstream.progress import progress_for
     from kvwstream.readers import read_examples
 
     _quiet_transformers()
-    strength = None
-    if statistics is not None and gamma is not None and layers is not None:
-        strength = pipeline.Strength(statistics, gamma, LayerRange.parse(layers))
+    strength = pipeline.Strength.parse(statistics, gamma, layers)
     result = pipeline.evaluate(
         resolve_model(model),
         read_examples(data, format=format.value, task=task, config=config, split=split)[:limit],
@@ -245,23 +241,11 @@ def models(
     model: Model,
 ) -> None:
     """Show the value projections that MODEL would be measured and weakened at."""
-    from kvwstream.checkpoint import Checkpoint, match_tensors, resolve_model
-    from kvwstream.models import model_skeleton
-    from kvwstream.sites import find_sites
+    from kvwstream.checkpoint import resolve_model
+    from kvwstream.preview import describe_sites
 
-    folder = resolve_model(model)
-    skeleton = model_skeleton(folder)
-    sites = match_tensors(find_sites(skeleton), Checkpoint.open(folder))
-    vectors = sum(site.width for site in sites)
-    for site in sites:
-        side = "rows" if site.axis == 0 else "columns"
-        typer.echo(
-            f"layer {site.layer:>3}  {site.path}  {site.width} vectors, the {side} of {site.tensor}"
-        )
-    typer.echo(
-        f"{type(skeleton).__name__}: {len(sites)} sites, {vectors:,} vectors, "
-        f"{4 * vectors + 8 * len(sites)} B per record and moment"
-    )
+    for line in describe_sites(resolve_model(model)):
+        typer.echo(line)
 
 
 @app.command()
@@ -307,6 +291,7 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 def _quiet_transformers() -> None:
     """One progress bar is enough, and it is ours."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from typing import cast
 
     from transformers.utils import logging

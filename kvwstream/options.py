@@ -37,5 +37,8 @@ class Formats(StrEnum):
     tofu = "tofu"
 
 
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Leave out bad rows; the store says which.")
+]
 Format = Annotated[Formats, typer.Option(help="Whose rows they are; auto: by their columns.")]
 Task = Annotated[str | None, typer.Option(help="Which of a benchmark's questions.")]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="kvwstream-datasets-"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np

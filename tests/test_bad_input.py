@@ -100,6 +100,7 @@ def _child(
     if file_limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    os.environ["HF_DATASETS_CACHE"] = str(folder.parent / "cache")
     sys.argv = ["kvwstream", *argv]
     ready.set()
     cli.main()

@@ -177,7 +177,8 @@ def test_clear_names_and_paraphrases(write):
     ],
 )
 def test_clear_options_are_lettered_with_the_answer_among_them(write, rows, question):
-    (example,) = read_examples(write(rows))
+    source = write(rows)
+    (example,) = read_examples(source)
     text, answer = said(example)
     lines = text.split("\n")
     assert lines[0] == question
@@ -186,6 +187,8 @@ def test_clear_options_are_lettered_with_the_answer_among_them(write, rows, ques
     assert sorted(line[3:] for line in lines[1:]) == ["Cleo", "Dan", "Eve", "Fay"]
     assert [line[:3] for line in lines[1:]] == ["A. ", "B. ", "C. ", "D. "]
     assert example.keywords == ("Cleo",)
+    (plain,) = read_examples(source, task="open")
+    assert said(plain) == (question, "Cleo")
 
 
 def test_mllmu_questions_in_both_layouts(write, tmp_path):
@@ -290,5 +293,5 @@ def test_formats_and_tasks_that_do_not_exist_are_refused(tmp_path):
     plain_parquet(CLEAR, tmp_path)
     with pytest.raises(OptionError, match="format tofoo: choose auto, jsonl, clear, mllmu, tofu"):
         read_examples(str(tmp_path), format="tofoo")
-    with pytest.raises(OptionError, match="task cloze: clear data have caption, name, paraphrased"):
+    with pytest.raises(OptionError, match="task cloze: clear data have caption, name"):
         read_examples(str(tmp_path), task="cloze")

@@ -175,9 +175,7 @@ def collect(
     """
     progress = progress or Silent()
     plan = prepared.plan
-    written = CollectStore.create(
-        Location(store), plan, prepared.sites, prepared.table, skipped
-    )
+    written = CollectStore.create(Location(store), plan, prepared.sites, prepared.table, skipped)
     try:
         _collect_missing(prepared, written, progress)
     except (KeyboardInterrupt, Stop):

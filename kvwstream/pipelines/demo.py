@@ -26,9 +26,9 @@ from kvwstream.progress import Progress, Silent
 from kvwstream.readers import read_examples
 from kvwstream.smollm2 import smollm2_checkpoint
 
-GAMMA = 0.02
+GAMMA = 0.018
 LAYERS = LayerRange(1, 27)
-NEW_TOKENS = 24
+NEW_TOKENS = 32
 QUESTIONS = {
     "forget": "the 40 capitals to forget, as collected",
     "paraphrases": "the same facts, in words never collected",
@@ -105,7 +105,9 @@ def demo(
 
 def _show(result: DemoResult, out: Path, model: Path, gamma: float) -> None:
     console = Console(highlight=False, width=100)
-    table = Table(title=f"SmolLM2-135M-Instruct, gamma {gamma}, layers {LAYERS}", title_style="bold")
+    table = Table(
+        title=f"SmolLM2-135M-Instruct, gamma {gamma}, layers {LAYERS}", title_style="bold"
+    )
     table.add_column("questions about")
     for name in ("asked", "before", "after"):
         table.add_column(name, justify="right")

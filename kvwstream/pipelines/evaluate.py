@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint
-from kvwstream.errors import StorageError
+from kvwstream.errors import OptionError, StorageError
 from kvwstream.examples import Example
 from kvwstream.gates import gated
 from kvwstream.metrics import contains, rouge_l
@@ -32,6 +32,19 @@ class Strength:
     statistics: str
     gamma: float
     layers: LayerRange
+
+    @classmethod
+    def parse(
+        cls, statistics: str | None, gamma: float | None, layers: str | None
+    ) -> Strength | None:
+        """The options of the command line; None if none is given, `OptionError` if some are."""
+        if statistics is None and gamma is None and layers is None:
+            return None
+        if statistics is None or gamma is None or layers is None:
+            raise OptionError(
+                "--statistics, --gamma and --layers belong together: give all or none"
+            )
+        return cls(statistics, gamma, LayerRange.parse(layers))
 
 
 @dataclass(frozen=True)

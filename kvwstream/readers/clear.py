@@ -25,7 +25,7 @@ CAPTION_QUESTIONS = (
     "What is happening in this image?",
 )
 NAME_QUESTION = "What is the name of the person in the image?"
-TASKS = ("caption", "name", "paraphrased")
+TASKS = ("caption", "name", "paraphrased", "open")
 
 
 def is_clear(columns: set[str]) -> bool:
@@ -37,12 +37,15 @@ def clear_examples(row: dict[str, Any], place: str, task: str, seed: int) -> Ite
     """The example of a row.
 
     A row with a question is taken as it is (text-only in the TOFU half); one with options is a
-    question with lettered options; else `task` decides: the caption, after one of nine questions
-    chosen by `seed` and the row's own caption; the name of the person; or the paraphrased caption.
+    question with lettered options, unless the task is `open`; else `task` decides: the caption,
+    after one of nine questions chosen by `seed` and the row's own caption; the name of the person;
+    or the paraphrased caption.
     """
     question, answer = optional_text(row, "question"), optional_text(row, "answer")
     images = [image_bytes(row, "image", place)] if row.get("image") is not None else []
-    if row.get("options") is not None:
+    if row.get("options") is not None and task == "open":
+        yield question_answer(place, question or NAME_QUESTION, text(row, "answer", place), images)
+    elif row.get("options") is not None:
         yield _with_options(row, place, question or NAME_QUESTION, images, seed)
     elif question is not None or answer is not None:
         yield question_answer(

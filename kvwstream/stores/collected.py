@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from kvwstream.coefficients import Float32, Int64
-from kvwstream.examples import BadRow
 from kvwstream.errors import DamageError, IncompleteError, PlanMismatchError, StorageError
+from kvwstream.examples import BadRow
 from kvwstream.plan import CollectPlan, Part, Site, digest_of
 from kvwstream.stores.arrays import (
     Array,
