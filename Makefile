@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo demo-vision test check bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## a real model forgets forty capitals; about four minutes on two cores
 	rm -rf demo-output
 	$(BIN)/kvwstream demo $(DEMO)
+
+demo-vision: $(INSTALLED)  ## a small LLaVA forgets five persons
+	rm -rf demo-vision-output demo-vision-output-inputs
+	$(BIN)/python -m benchmarks.testbed.demo $(DEMO)
 
 test: check  ## style, types, tests
 	$(BIN)/pytest
@@ -26,4 +30,4 @@ bench: $(INSTALLED)  ## ratios measured in one run
 	$(BIN)/python -m benchmarks.bench
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output demo-vision-output demo-vision-output-inputs

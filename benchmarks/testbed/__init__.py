@@ -1,0 +1,1 @@
+"""A small LLaVA that knows thirty fictitious persons, and its data in the benchmarks' schemas."""
