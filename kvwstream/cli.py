@@ -14,6 +14,7 @@ import typer
 from kvwstream import __version__
 from kvwstream.errors import KvwstreamError, OptionError, Stop
 from kvwstream.options import (
+    Artefacts,
     Config,
     Data,
     Device,
@@ -24,6 +25,7 @@ from kvwstream.options import (
     Model,
     SkipBadRows,
     Split,
+    Store,
     Task,
     Tokens,
 )
@@ -51,7 +53,7 @@ def root(
 def collect(
     model: Model,
     data: Data,
-    store: Annotated[str, typer.Argument(help="Zarr store to begin, or to go on with.")],
+    store: Store,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per record.")] = 1,
     part_size: Annotated[int, typer.Option(min=1, help="Records per part.")] = 64,
     tokens: Annotated[Tokens, typer.Option(help="Positions that count.")] = Tokens.answer,
@@ -125,7 +127,7 @@ def collect(
 
 @app.command()
 def reduce(
-    out: Annotated[str, typer.Argument(help="Statistics group to write; must not exist.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Statistics to write; must not exist.")],
     retain: Annotated[list[str], typer.Option(help="Store of data to retain; repeatable.")],
     forget: Annotated[list[str] | None, typer.Option(help="To forget; repeatable.")] = None,
     log_json: LogJson = False,
@@ -147,8 +149,8 @@ def reduce(
 @app.command()
 def apply(
     model: Model,
-    statistics: Annotated[str, typer.Argument(help="What `reduce` wrote.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    statistics: Annotated[str, typer.Argument(metavar="STATISTICS", help="What `reduce` wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
     gamma: Annotated[float, typer.Option(help="Strength; 0 changes nothing.")],
     layers: Annotated[str, typer.Option(help="Decoder layers first:last, e.g. 1:25.")],
 ) -> None:
@@ -167,7 +169,7 @@ def apply(
 
 @app.command()
 def audit(
-    paths: Annotated[list[str], typer.Argument(help="Stores, statistics, weakened checkpoints.")],
+    paths: Artefacts,
     base: Annotated[str | None, typer.Option(help="Base checkpoint to compare with.")] = None,
     statistics: Annotated[
         str | None, typer.Option(help="Statistics to make weakened tensors anew from.")

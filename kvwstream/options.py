@@ -7,9 +7,20 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Local folder of a checkpoint, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Local folder of a checkpoint, or a hub id.")
+]
 Data = Annotated[
-    str, typer.Argument(help="JSON-lines file, local `datasets` folder, or hub data set.")
+    str,
+    typer.Argument(
+        metavar="DATA", help="JSON-lines file, local `datasets` folder, or hub data set."
+    ),
+]
+Store = Annotated[
+    str, typer.Argument(metavar="STORE", help="Zarr store to begin, or to go on with.")
+]
+Artefacts = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="Stores, statistics, weakened checkpoints.")
 ]
 Split = Annotated[str, typer.Option(help="Split of a data set.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a data set.")]
