@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -294,8 +294,6 @@ def _table(rows: list[tuple[str, str]]) -> None:
 def _quiet_transformers() -> None:
     """One progress bar is enough, and it is ours."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from typing import cast
+    from transformers.utils.logging import disable_progress_bar
 
-    from transformers.utils import logging
-
-    cast(Any, logging).disable_progress_bar()
+    disable_progress_bar()
