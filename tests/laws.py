@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 def check_accumulator(
     empty: Callable[[], Any], update: Callable[[Any, Any], None], items: Sequence[Any]
 ) -> None:
-    """Empty is the identity, split = whole, merging leaves its inputs alone and can go on."""
+    """Empty is the identity, split = whole, merging leaves its inputs alone and can go on.
+
+    A pickled state comes back as it was.
+    """
 
     def fold(part: Sequence[Any]) -> Any:
         state = empty()
@@ -21,6 +25,7 @@ def check_accumulator(
         return state
 
     whole = fold(items)
+    assert_equal(pickle.loads(pickle.dumps(whole)), whole)
     assert_equal(empty() + whole, whole)
     assert_equal(whole + empty(), whole)
     for cut in range(len(items) + 1):
