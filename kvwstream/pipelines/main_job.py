@@ -67,9 +67,11 @@ def run_main_job(job: MainJob, out: Path, progress: Progress) -> Outcome:
     check_new(out)
     outcome = Outcome()
     stores = {kind: str(out / f"{kind}.zarr") for kind in ("retain", "forget")}
-    for kind, examples in (("retain", job.retain), ("forget", job.forget)):
+    # A token mean does not care how records are cut, so the retain data go four at a time; a forget
+    # record is one weakening step, so it stays one example.
+    for kind, examples, batch in (("retain", job.retain, 4), ("forget", job.forget, 1)):
         with outcome.timed(f"collect {kind}"):
-            prepared = prepare(str(job.model), examples)
+            prepared = prepare(str(job.model), examples, batch_size=batch)
             collect(prepared, stores[kind], progress=progress)
     statistics, weakened = str(out / "statistics.zarr"), out / "weakened"
     with outcome.timed("reduce"):
