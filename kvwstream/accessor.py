@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kvwstream.coefficients import Float64
 from kvwstream.errors import OptionError
 from kvwstream.plan import Site
+from kvwstream.reproducible import exp_negative, log
 
 EPSILON = 1e-12
 
@@ -27,7 +28,7 @@ def accessor(forget_mean: Float64, retain_mean: Float64, covered: npt.NDArray[np
     `forget_mean` (..., vector), `retain_mean` (vector,), both means of non-negative coefficients;
     `covered` (vector,) is False where the retain data had no token: there A is 0 (gate 1).
     """
-    ratio = np.log(forget_mean + EPSILON) - np.log(retain_mean + EPSILON)
+    ratio = log(forget_mean + EPSILON) - log(retain_mean + EPSILON)
     return np.where(covered, np.maximum(ratio, 0.0), 0.0)
 
 
@@ -42,7 +43,7 @@ def exponent(accessors: npt.ArrayLike) -> Float64:
 
 def gates(exponents: Float64, gamma: float) -> Float64:
     """exp(-gamma * S) (Eq. 5), in (0, 1]; `OptionError` unless gamma is finite and not negative."""
-    return np.exp(-check_gamma(gamma) * exponents)
+    return exp_negative(-check_gamma(gamma) * exponents)
 
 
 def check_gamma(gamma: float) -> float:
@@ -94,6 +95,8 @@ def vector_gates(
     `OptionError` if `layers` goes beyond the last site's layer.
     """
     layers.check(1 + max(site.layer for site in sites))
+    if not any(site.layer in layers for site in sites):
+        raise OptionError(f"layers {layers}: none of them has a value projection to weaken")
     values = gates(exponents, gamma)
     for site in sites:
         if site.layer not in layers:

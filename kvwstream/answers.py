@@ -7,8 +7,10 @@ what would follow the answer cannot change what came before it in a causal model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +71,18 @@ class Rendered(NamedTuple):
     """With the white space that the template puts between."""
 
 
+@contextmanager
+def _named(name: str, what: str) -> Iterator[None]:
+    """Templates and processors raise what they like; say which example it was."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name}: {what}: {reason}") from error
+
+
 class AnswerEncoder:
     """Renders, tokenises and batches examples for one model, with their images if it takes any."""
 
@@ -120,8 +134,9 @@ class AnswerEncoder:
         length.
         """
         rendered, images = self.render(example), self._images(example)
-        prompt = self._process([rendered.prompt], None, [images])["input_ids"][0].tolist()
-        total = self._ids(rendered, images)
+        with _named(example.id, "the processor refuses the conversation"):
+            prompt = self._process([rendered.prompt], None, [images])["input_ids"][0].tolist()
+            total = self._ids(rendered, images)
         if total[: len(prompt)] != prompt:
             at = next((i for i, (a, b) in enumerate(zip(prompt, total, strict=False)) if a != b), 0)
             raise DataError(
@@ -184,7 +199,10 @@ class AnswerEncoder:
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Prompts as one left-padded batch, for generation."""
         texts = [self.render(example).prompt for example in examples]
-        inputs = self._process(texts, None, [self._images(e) for e in examples], side="left")
+        images = [self._images(example) for example in examples]
+        names = ", ".join(example.id for example in examples)
+        with _named(names, "the processor refuses a conversation"):
+            inputs = self._process(texts, None, images, side="left")
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for example, length in zip(examples, lengths, strict=True):
             if length >= self.max_length:
@@ -199,9 +217,10 @@ class AnswerEncoder:
         # tokenizer's template takes options of its own without a word.
         options = {} if self.multimodal else {"enable_thinking": False}
         messages = [self._message(message) for message in example.messages]
-        apply = self.processor.apply_chat_template
-        prompt = apply(messages[:-1], add_generation_prompt=True, tokenize=False, **options)
-        whole = apply(messages, tokenize=False, **options)
+        apply = partial(self.processor.apply_chat_template, tokenize=False, **options)
+        with _named(example.id, "the chat template refuses the conversation"):
+            prompt: str = apply(messages[:-1], add_generation_prompt=True)
+            whole: str = apply(messages)
         rest = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
         gap = rest[: len(rest) - len(rest.lstrip())]
         stripped = example.answer.strip()

@@ -25,7 +25,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "kvwstream.json"
 """What `apply` writes beside a weakened checkpoint; of an earlier one it is not copied."""
-OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+OTHER_WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"),
+    *("*.gguf", "*.h5", "*.msgpack", "*.onnx"),
+)
+"""Never copied: they hold the weights as they were before."""
 BLOCK = 4 << 20
 """Bytes read at a time; memory does not grow with the checkpoint."""
 
@@ -126,7 +130,7 @@ class Checkpoint:
             if path.is_file()
             and path.relative_to(self.folder).as_posix() not in self.shards
             and path.name != MANIFEST
-            and ".cache" not in path.relative_to(self.folder).parts
+            and not {".cache", ".git"} & {*path.relative_to(self.folder).parts}
         ]
 
     def side_files(self) -> list[Path]:
@@ -138,9 +142,18 @@ class Checkpoint:
         ]
 
 
+def file_digests(folder: Path, names: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 (hex) of files below a folder, by name relative to it."""
+    digests = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digests[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
 def resolve_model(name: str) -> Path:
     """Local folder of a checkpoint; a hub id (`owner/name`) is downloaded, safetensors only."""
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
@@ -150,7 +163,7 @@ def resolve_model(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{name}: no such folder, and the hub could not deliver it: {reason}"
@@ -190,6 +203,14 @@ def _shards(folder: Path) -> tuple[tuple[str, ...], dict[str, str] | None]:
             shards = sorted(set(index.values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{folder / INDEX}: not an index of safetensors shards") from error
+        foreign = [shard for shard in shards if Path(shard).name != shard]
+        if foreign:
+            raise ModelError(f"{folder / INDEX}: names a shard outside the folder: {foreign[0]}")
+        if SINGLE not in shards and (folder / SINGLE).is_file():
+            raise ModelError(
+                f"{folder}: holds both {SINGLE} and {INDEX}, and loaders differ in which they "
+                "take; remove the one that is not the model"
+            )
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise ModelError(f"{folder}: shards named by {INDEX} are missing: {', '.join(missing)}")

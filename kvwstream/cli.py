@@ -16,6 +16,7 @@ from kvwstream.errors import KvwstreamError, OptionError, Stop
 from kvwstream.options import (
     Artefacts,
     Config,
+    CrossAttention,
     Data,
     Device,
     Dtype,
@@ -63,6 +64,7 @@ def collect(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many examples.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the order of the examples.")] = 0,
+    cross_attention: CrossAttention = False,
     config: Config = None,
     split: Split = "train",
     format: Format = Formats.auto,
@@ -107,6 +109,7 @@ def collect(
         threads=threads,
         limit=limit,
         seed=seed,
+        cross_attention=cross_attention,
     )
     progress = progress_for(log_json=log_json)
     for row in bad:
@@ -227,8 +230,6 @@ def evaluate(
         device=device,
         progress=progress_for(log_json=log_json),
     )
-    if out:
-        result.write(out)
     _table(
         [
             ("examples", str(len(result.judgements))),
@@ -236,6 +237,8 @@ def evaluate(
             ("ROUGE-L", f"{result.rouge_l:.3f} (F-measure), {result.rouge_l_recall:.3f} (recall)"),
         ]
     )
+    if out:
+        result.write(out)
 
 
 @app.command()
@@ -252,10 +255,8 @@ def models(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for what it makes; must not exist.")] = Path(
-        "demo-output"
-    ),
-    cache: Annotated[Path | None, typer.Option(help="Folder for the converted base model.")] = None,
+    out: Annotated[Path, typer.Option(help="New folder for results.")] = Path("demo-output"),
+    cache: Annotated[Path | None, typer.Option(help="Where the base model is kept.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Strength.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each kind.")] = None,
 ) -> None:
@@ -277,7 +278,7 @@ def main() -> None:
     except Stop as stop:
         print(f"kvwstream: {stop}; nothing half-written counts, run it again", file=sys.stderr)
         sys.exit(1)
-    except KvwstreamError as error:
+    except (KvwstreamError, OSError) as error:
         print(f"kvwstream: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, OptionError) else 1)
 

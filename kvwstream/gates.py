@@ -25,11 +25,11 @@ def gated(model: nn.Module, sites: Sequence[Site], values: Float64) -> Iterator[
     closed = [number for number, site in enumerate(sites) if np.any(values[site.vectors] != 1)]
     ready: dict[int, Tensor] = {}
 
-    def close(number: int, coefficients: Tensor) -> Tensor:
-        number = closed[number]
-        if number not in ready:
-            ready[number] = rows[number].to(coefficients.device, coefficients.dtype)
-        return coefficients * ready[number]
+    def close(hook: int, coefficients: Tensor) -> Tensor:
+        if hook not in ready:
+            row = rows[closed[hook]]
+            ready[hook] = row.to(coefficients.device, coefficients.dtype)
+        return coefficients * ready[hook]
 
     with site_inputs(model, [sites[number] for number in closed], close):
         yield

@@ -20,7 +20,12 @@ def clean(text: str) -> str:
 
 def contains(response: str, keywords: Sequence[str]) -> bool:
     """Containment accuracy of one response: some keyword, cleaned, stands in it, cleaned."""
-    return any(clean(keyword) in clean(response) for keyword in keywords)
+    return any(word in clean(response) for word in map(clean, keywords) if word)
+
+
+def chooses(response: str, letter: str) -> bool:
+    """Option-letter accuracy of one response: its first letter or digit is the option's."""
+    return clean(response)[:1] == clean(letter)
 
 
 def rouge_l(response: str, answer: str) -> Rouge:

@@ -18,6 +18,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import is_torchvision_available
 
 from kvwstream.errors import ModelError, OptionError
 
@@ -54,7 +55,8 @@ def load_processor(folder: Path, config: PretrainedConfig) -> Any:
         return loader.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = _first_line(error)
-        if any(word in str(error).lower() for word in ("torchvision", "video processor")):
+        words = ("torchvision", "video processor")
+        if not is_torchvision_available() and any(w in str(error).lower() for w in words):
             reason = "it needs the package torchvision: pip install torchvision"
         kind = "processor" if multimodal else "tokenizer"
         raise ModelError(f"{folder}: its {kind} cannot be loaded: {reason}") from error
@@ -65,15 +67,22 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> Loade
     config = load_config(folder)
     processor = load_processor(folder, config)
     try:
-        model = _auto_class(config).from_pretrained(
+        model, info = _auto_class(config).from_pretrained(
             folder,
             config=config,
             dtype=resolve_dtype(dtype, config),
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:
         raise ModelError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        raise ModelError(
+            f"{folder}: {len(absent)} weights are missing or of another shape, the first is "
+            f"{absent[0]}; the model would run with random numbers in their place"
+        )
     model.requires_grad_(False)
     return LoadedModel(model.eval().to(resolve_device(device)), processor, folder)
 

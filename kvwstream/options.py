@@ -48,6 +48,9 @@ class Formats(StrEnum):
     tofu = "tofu"
 
 
+CrossAttention = Annotated[
+    bool, typer.Option("--cross-attention", help="Also layers that attend to images.")
+]
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Leave out bad rows; the store says which.")
 ]

@@ -28,10 +28,11 @@ class Projection(NamedTuple):
     axis: int
 
 
-def find_sites(model: PreTrainedModel) -> list[Site]:
+def find_sites(model: PreTrainedModel, *, cross_attention: bool = False) -> list[Site]:
     """One site per decoder layer, in layer order, with `tensor` named as in the module tree.
 
-    Works on a model on the meta device. Raises `ModelError` that says what was found where the
+    Layers that attend to images are left out unless `cross_attention` asks for them. Works on a
+    model on the meta device. Raises `ModelError` that says what was found where the
     text decoder or the value projection of a layer cannot be told with certainty.
     """
     config = model.config.get_text_config(decoder=True)
@@ -39,8 +40,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     crossing = getattr(config, "cross_attention_layers", None) or ()
     sites, offset = [], 0
     for index, layer in enumerate(layers):
-        if index in crossing:  # they run for images only, and are not the language model's memory
-            continue
+        if index in crossing and not cross_attention:
+            continue  # they run for images only, and are not the language model's memory
         found = _value_projections(layer, config.hidden_size)
         if len(found) > 1:  # grouped attention can look like a fused MLP; the config knows better
             width = getattr(config, "intermediate_size", None)

@@ -121,3 +121,9 @@ def test_prompts_for_generation_are_padded_on_the_left(encoder):
     inputs = encoder.prompts([row("What?", "x"), row("What colour is the sky?", "x")])
     assert inputs["attention_mask"][0, 0] == 0
     assert inputs["attention_mask"][:, -1].all()
+
+
+def test_a_template_that_raises_names_the_example():
+    encoder = broken("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match=r"row 1: the chat template refuses .*roles must alternate"):
+        encoder.locate(row("What?", "The sky."))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kvwstream.accessor import LayerRange, gates
@@ -229,3 +229,44 @@ def test_statistics_alone_name_the_tensors(case: Case):
     stored = Statistics.open(Location(case.stored.location.url))
     names = Checkpoint.open(case.model).tensors
     assert all(site.tensor in names for site in stored.sites)
+
+
+def test_an_index_that_points_outside_is_refused(sharded, tmp_path):
+    """Its shards would be written where they are read: over the base."""
+    folder = copy_of(sharded, tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    outside = tmp_path / "elsewhere" / shard.name
+    shard.rename(outside)
+    index = folder / "model.safetensors.index.json"
+    for name in (str(outside), f"../elsewhere/{shard.name}"):
+        index.write_text((sharded / index.name).read_text().replace(shard.name, name))
+        with pytest.raises(ModelError, match="names a shard outside the folder"):
+            Checkpoint.open(folder)
+
+
+def test_a_second_set_of_weights_is_neither_shipped_nor_ambiguous(llama, sharded, data, tmp_path):
+    model = copy_of(llama, tmp_path / "model")
+    shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
+    case = Case(model, data, tmp_path, ALL)
+    assert not (case.out / "consolidated.safetensors").exists()
+    both = copy_of(sharded, tmp_path / "both")
+    shutil.copy(llama / "model.safetensors", both / "model.safetensors")
+    with pytest.raises(ModelError, match=r"holds both model.safetensors and .*index.json"):
+        Checkpoint.open(both)
+
+
+def test_a_place_inside_the_base_is_refused(case: Case):
+    before = tree_bytes(case.model)
+    with pytest.raises(StorageError, match="lies in the base checkpoint"):
+        apply(case.model, case.stored.location.url, case.model / "w", gamma=0.1, layers=case.layers)
+    assert tree_bytes(case.model) == before
+
+
+def test_a_missing_weight_is_refused_before_random_numbers_are_measured(llama, tmp_path):
+    model = copy_of(llama, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing .*layers.0.self_attn.q_proj"):
+        load_model(model)

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"plan", "errors", "examples", "images", "durable", "progress", "metrics"}
-    | {"rounding", "smollm2"},
+    | {"rounding", "reproducible", "smollm2"},
     {"sites", "answers", "accessor", "coefficients"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"},
     {"pipelines"},

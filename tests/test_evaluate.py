@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from kvwstream.accessor import LayerRange
 from kvwstream.errors import PlanMismatchError
-from kvwstream.metrics import clean, contains, rouge_l
+from kvwstream.metrics import chooses, clean, contains, rouge_l
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.evaluate import Strength, evaluate, judge
@@ -98,3 +98,24 @@ def test_lines_hold_every_judgement(llama, data, tmp_path):
     assert sum(row["correct"] for row in rows) / len(rows) == result.accuracy
     fields = {"id", "question", "answer", "response", "correct", "rouge_l", "rouge_l_recall"}
     assert rows[0].keys() == fields
+
+
+def test_the_models_own_generation_settings_do_not_bend_greedy_answers(llama, data):
+    loaded, examples = load_model(llama), read_examples(str(data["forget"]))
+    plain = judge(loaded, examples, max_new_tokens=8)
+    own = loaded.model.generation_config
+    own.repetition_penalty, own.num_beams, own.min_new_tokens = 50.0, 3, 7
+    assert judge(loaded, examples, max_new_tokens=8) == plain
+    assert loaded.model.generation_config is own
+
+
+@pytest.mark.parametrize(
+    ("response", "letter", "right"),
+    [("B", "B", True), ("b. pilot", "B", True), ("(B)", "B", True), ("A cab", "B", False)],
+)
+def test_an_option_is_chosen_by_its_letter_alone(response, letter, right):
+    assert chooses(response, letter) is right
+
+
+def test_a_keyword_of_signs_is_in_no_response():
+    assert not contains("anything", ["?!"])

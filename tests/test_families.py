@@ -278,6 +278,8 @@ def test_rows_that_interact_are_not_batched(tmp_path):
         prepare(str(case.model), read_examples(case.retain), batch_size=2)
     prepared = case.prepare(case.retain)
     assert [site.layer for site in prepared.sites] == [0, 2]  # layer 1 attends to images
+    asked_for = case.prepare(case.retain, cross_attention=True)
+    assert [site.layer for site in asked_for.sites] == [0, 1, 2]
 
 
 def test_images_for_a_text_model_are_refused(llama, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,3 +137,28 @@ def test_a_sealed_part_is_never_written_again(artefacts: Artefacts):
     before = tree_bytes(artefacts.forget)
     store.write_part(store.read_part(0), {"device": "another"})
     assert tree_bytes(artefacts.forget) == before
+
+
+def test_a_worker_that_is_late_does_not_touch_a_sealed_part(artefacts: Artefacts, monkeypatch):
+    """Not even if it dies in the middle of writing."""
+    store = CollectStore.open(Location(artefacts.forget))
+    part = store.read_part(0)
+    before = tree_bytes(artefacts.forget)
+
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("a sealed part is written")
+
+    monkeypatch.setattr("kvwstream.stores.collected.write_array", fails)
+    store.write_part(part, {"device": "another"})
+    assert tree_bytes(artefacts.forget) == before
+
+
+@pytest.mark.parametrize("name", ["sites", "examples", "sites/width", "parts/zarr.json"])
+def test_lost_tables_are_written_again(name, llama, data, tmp_path, undisturbed):
+    store = tmp_path / "s.zarr"
+    prepared = prepare(str(llama), read_examples(str(data["retain"])), part_size=4, threads=1)
+    collect(prepared, str(store))
+    lost = store / name
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    collect(prepared, str(store))
+    assert tree_bytes(store) == undisturbed[0]

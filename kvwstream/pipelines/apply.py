@@ -14,7 +14,7 @@ from typing import Any
 
 import kvwstream
 from kvwstream.accessor import LayerRange, check_gamma, vector_gates
-from kvwstream.checkpoint import MANIFEST, Checkpoint, match_tensors
+from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests, match_tensors
 from kvwstream.durable import fsync
 from kvwstream.errors import PlanMismatchError, StorageError
 from kvwstream.stores.location import Location
@@ -36,6 +36,8 @@ def apply(
     check_gamma(gamma)
     if os.path.lexists(out):
         raise StorageError(f"{out}: exists already; choose another name or remove it")
+    if out.resolve().is_relative_to(model.resolve()):
+        raise StorageError(f"{out}: lies in the base checkpoint; choose a place outside of it")
     stored = Statistics.open(Location(statistics))
     checkpoint = Checkpoint.open(model)
     scalings = scalings_for(checkpoint, stored, gamma, layers)
@@ -51,7 +53,7 @@ def apply(
         manifest = {
             "manifest_version": MANIFEST_VERSION,
             "kvwstream": kvwstream.__version__,
-            "base": {"name": model.name, "digest": before},
+            "base": {"name": model.resolve().name, "digest": before},
             "statistics": {"name": Path(statistics).name, "digest": stored.digest},
             "gamma": gamma,
             "layers": str(layers),
@@ -60,6 +62,7 @@ def apply(
             "num_forget_records": stored.num_forget_records,
             "digest": checkpoint.digest_from({name: d.after for name, d in digests.items()}),
             "headers": checkpoint.header_digests,
+            "files": file_digests(model, checkpoint.side_files()),
             "weakened": {
                 name: {"before": digests[name].before, "after": digests[name].after}
                 for name in scalings

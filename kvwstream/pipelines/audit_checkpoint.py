@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvwstream.accessor import LayerRange, check_gamma
-from kvwstream.checkpoint import MANIFEST, Checkpoint
+from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests
 from kvwstream.errors import DamageError, KvwstreamError
 from kvwstream.pipelines.apply import MANIFEST_VERSION, scalings_for
 from kvwstream.pipelines.audit_report import Audit
@@ -27,6 +26,7 @@ FIELDS = (
     "num_forget_records",
     "digest",
     "headers",
+    "files",
     "weakened",
     "kept",
 )
@@ -47,17 +47,23 @@ def audit_checkpoint(
     if _compare(result, f"{folder}: tensor", expected, checkpoint.tensor_digests):
         result.attempt(lambda: _check_digest(manifest, checkpoint))
     _compare(result, f"{folder}: header of", manifest["headers"], checkpoint.header_digests)
+    others = file_digests(folder, checkpoint.other_files())
+    _compare(result, f"{folder}: file", manifest["files"], others)
     if base is None:
         result.notes.append(f"{folder}: not compared with its base; give --base MODEL")
         return
-    original = Checkpoint.open(base)
+    try:
+        original = Checkpoint.open(base)
+    except KvwstreamError as error:
+        result.findings.append(str(error))
+        return
     if not result.attempt(lambda: _check_base(manifest, original)):
         return
     before = {n: d["before"] for n, d in manifest["weakened"].items()} | manifest["kept"]
     _compare(result, f"{base}: tensor", before, original.tensor_digests)
     _compare(result, f"{base}: header of", manifest["headers"], original.header_digests)
-    copied = _file_digests(original.folder, original.side_files())
-    _compare(result, f"{folder}: file", copied, _file_digests(folder, checkpoint.other_files()))
+    copied = file_digests(base, original.side_files())
+    _compare(result, f"{base}: file", manifest["files"], copied)
     if statistics is None:
         result.notes.append(f"{folder}: weights not made anew; give --statistics S")
         return
@@ -159,9 +165,3 @@ def _compare(result: Audit, what: str, expected: dict[str, str], found: dict[str
         kind = "missing" if name not in found else "extra" if name not in expected else "changed"
         result.findings.append(f"{what} {name}: {kind}")
     return not names
-
-
-def _file_digests(folder: Path, names: Sequence[Path]) -> dict[str, str]:
-    return {
-        name.as_posix(): hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
-    }

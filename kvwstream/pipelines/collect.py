@@ -101,6 +101,7 @@ def prepare(
     threads: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    cross_attention: bool = False,
     on_bad_row: Callable[[BadRow], None] | None = None,
 ) -> Preparation:
     """Freeze the plan: check and tokenise every example, find the sites, digest the weights.
@@ -112,7 +113,7 @@ def prepare(
     checkpoint = Checkpoint.open(folder)
     skeleton = model_skeleton(folder)
     config = skeleton.config
-    sites = match_tensors(find_sites(skeleton), checkpoint)
+    sites = match_tensors(find_sites(skeleton, cross_attention=cross_attention), checkpoint)
     encoder = AnswerEncoder(load_processor(folder, config), config)
     order = order_by_seed((example.digest for example in examples), seed)[:limit]
     located = {}
@@ -257,7 +258,11 @@ def _processor_files(checkpoint: Checkpoint) -> list[str]:
     model_files = {"config.json", "generation_config.json", "model.safetensors.index.json"}
     texts = (path.as_posix() for path in checkpoint.side_files())
     kinds = (".json", ".jinja", ".txt", ".model")
-    return [name for name in texts if name.endswith(kinds) and name not in model_files]
+    return [
+        name
+        for name in texts
+        if name.endswith(kinds) and name not in model_files and "/" not in name
+    ]
 
 
 def _digest_files(folder: Path, names: Sequence[str]) -> str:

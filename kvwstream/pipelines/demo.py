@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from kvwstream.accessor import LayerRange
+from kvwstream.accessor import LayerRange, check_gamma
 from kvwstream.examples import Example
 from kvwstream.pipelines.main_job import MainJob, Outcome, check_new, run_main_job, show
 from kvwstream.progress import Progress, Silent
@@ -41,6 +41,8 @@ def demo(
     `limit` bounds the examples of each kind. `StorageError` if `out` exists.
     """
     check_new(out)
+    if gamma is not None:
+        check_gamma(gamma)
     job = MainJob(
         model=smollm2_checkpoint(cache),
         forget=facts("forget")[:limit],

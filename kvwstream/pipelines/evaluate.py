@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.answers import AnswerEncoder
@@ -17,7 +17,7 @@ from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import OptionError, StorageError
 from kvwstream.examples import Example
 from kvwstream.gates import gated
-from kvwstream.metrics import contains, rouge_l
+from kvwstream.metrics import chooses, clean, contains, rouge_l
 from kvwstream.models import LoadedModel, inference, load_model
 from kvwstream.pipelines.apply import check_base
 from kvwstream.progress import Progress, Silent
@@ -136,7 +136,8 @@ def judge(
 ) -> Evaluation:
     """Greedy answers of a loaded model, at most `max_new_tokens` long, judged one by one."""
     encoder = AnswerEncoder(loaded.processor, loaded.model.config)
-    ends = loaded.model.generation_config.eos_token_id or encoder.tokenizer.eos_token_id
+    own = loaded.model.generation_config
+    ends = encoder.tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -149,26 +150,41 @@ def judge(
     with (
         (progress or Silent()).task("evaluate", len(examples), "examples") as advance,
         inference(loaded.model),
+        _generation_by(loaded.model, greedy),
     ):
         for start in range(0, len(examples), batch_size):
             chosen = examples[start : start + batch_size]
             inputs = {k: v.to(loaded.device) for k, v in encoder.prompts(chosen).items()}
             length = inputs["input_ids"].shape[1]
-            tokens = loaded.model.generate(**inputs, generation_config=greedy)[:, length:]
+            tokens = loaded.model.generate(**inputs)[:, length:]
             responses = encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             judgements += map(_judge, chosen, responses)
             advance(len(chosen), tokens.numel())
     return Evaluation(judgements)
 
 
+@contextmanager
+def _generation_by(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Generate by `config` alone: the model's own (repetition penalty, ...) would fill its gaps."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _judge(example: Example, response: str) -> Judgement:
     rouge = rouge_l(response, example.answer)
+    if len(clean(example.answer)) == 1:  # the letter of an option
+        correct = chooses(response, example.answer)
+    else:
+        correct = contains(response, example.keywords or (example.answer,))
     return Judgement(
         id=example.id,
         question=example.question,
         answer=example.answer,
         response=response.strip(),
-        correct=contains(response, example.keywords or (example.answer,)),
+        correct=correct,
         rouge_l=rouge.f_measure,
         rouge_l_recall=rouge.recall,
     )

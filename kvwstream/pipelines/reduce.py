@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
+from kvwstream.durable import fsync
 from kvwstream.errors import StorageError
 from kvwstream.pipelines.derive import check_compatible, derive, describe
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.collected import CollectStore
-from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import DIMS, Statistics, StatisticsWriter
+from kvwstream.stores.location import Location, storage_errors
+from kvwstream.stores.statistics import Statistics, StatisticsWriter
 
 
 def reduce(
@@ -24,27 +27,33 @@ def reduce(
 
     Several stores of one kind count as one, in the order given. Raises `IncompleteError` listing
     unsealed parts, `PlanMismatchError` if the stores do not belong together, `DataError` if two of
-    them share an example, `StorageError` if `out` exists.
+    them share an example, `StorageError` if `out` exists. Written beside its place and renamed:
+    what has the final name is whole.
     """
     progress = progress or Silent()
     retain_stores = open_stores(retain)
     forget_stores = open_stores(forget)
     stores = [*retain_stores, *forget_stores]
     check_compatible(stores)
-    location = Location(out)
-    _make_room(location)
+    place = Path(out)
+    if os.path.lexists(place):
+        raise StorageError(f"{out}: exists already; choose another name or remove it")
+    draft = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
 
     num_parts = sum(store.plan.num_parts for store in stores)
     num_records = sum(store.plan.num_records for store in forget_stores)
-    writer = StatisticsWriter(location, stores[0].sites, num_records)
+    writer = StatisticsWriter(Location(str(draft)), stores[0].sites, num_records)
     try:
         with progress.task("reduce", num_parts, "parts") as advance:
             derive(writer, retain_stores, forget_stores, advance)
         writer.finish(describe(retain_stores, forget_stores))
-    except BaseException:
-        shutil.rmtree(location.path, ignore_errors=True)
-        raise
-    return Statistics.open(location)
+        with storage_errors(out):
+            draft.rename(place)
+            fsync(place.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Statistics.open(Location(out))
 
 
 def open_stores(urls: Sequence[str]) -> list[CollectStore]:
@@ -53,12 +62,3 @@ def open_stores(urls: Sequence[str]) -> list[CollectStore]:
     for store in stores:
         store.require_sealed()
     return stores
-
-
-def _make_room(location: Location) -> None:
-    """Remove what an interrupted `reduce` left; anything else is refused."""
-    names = location.names()
-    if any(name.split("/")[0] not in DIMS for name in names):
-        raise StorageError(f"{location.url}: exists already; choose another name or remove it")
-    if names:
-        shutil.rmtree(location.path)

@@ -38,7 +38,7 @@ def read_examples(
     Raises `DataError` naming file and line or row at the first bad row, or hands each to
     `on_bad_row` and goes on.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     folder: Path | None = path if path.is_dir() else None
     if path.is_file():
         rows, folder = jsonl_rows(path), path.parent

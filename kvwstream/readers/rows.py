@@ -47,7 +47,7 @@ def dataset_rows(source: str, config: str | None, split: str) -> Iterator[Row]:
 def _load(source: str, config: str | None, split: str) -> Any:
     import datasets
 
-    folder = Path(source).expanduser()
+    folder = Path(source)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(str(folder))

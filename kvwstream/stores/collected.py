@@ -104,7 +104,7 @@ class CollectStore:
                     "place:\n  " + "\n  ".join(differences)
                 )
         store = cls(location, plan, sites, examples)
-        if location.read("parts/zarr.json") is None:  # written when the tables are complete
+        if not store._has_tables():
             store._write_tables(skipped)
             location.sync()
         return store
@@ -169,6 +169,8 @@ class CollectStore:
         left as it is: whoever was first wrote the same bytes.
         """
         place = self.location.at("parts", data.part.name)
+        if place.read("zarr.json") is not None:
+            return
         records, width = data.part.num_records, int(self.widths.max())
         chunk = (records, width)
         shard = (records, -(-self.plan.num_vectors // width) * width)
@@ -233,6 +235,14 @@ class CollectStore:
         """SHA-256 of plan and seals: names the content of a complete store."""
         seals = [self.read_seal(index)["sha256"] for index in range(self.plan.num_parts)]
         return digest_of([self.plan.to_dict(), seals])
+
+    def _has_tables(self) -> bool:
+        """Whether the tables are whole; the group of the parts is written after them."""
+        try:
+            self.open(self.location)
+        except (DamageError, StorageError):
+            return False
+        return self.location.read("parts/zarr.json") is not None
 
     def _write_tables(self, skipped: Sequence[BadRow]) -> None:
         columns = {

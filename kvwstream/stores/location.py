@@ -35,7 +35,7 @@ class Location:
     @property
     def path(self) -> Path:
         """The local folder."""
-        return Path(self.url).expanduser()
+        return Path(self.url)
 
     def objects(self, *, mkdir: bool = False) -> LocalStore:
         """The obstore store rooted here. Only a writer makes the folder."""
@@ -85,11 +85,12 @@ class Location:
 
     def sync(self) -> None:
         """Flush every file below and the folders that name them."""
-        for folder, _, files in os.walk(self.path):
-            for name in files:
-                fsync(Path(folder, name))
-            fsync(Path(folder))
-        fsync(self.path.parent)
+        with storage_errors(self.url):
+            for folder, _, files in os.walk(self.path):
+                for name in files:
+                    fsync(Path(folder, name))
+                fsync(Path(folder))
+            fsync(self.path.parent)
 
 
 @contextmanager

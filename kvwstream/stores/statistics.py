@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from kvwstream.accessor import exponent
 from kvwstream.coefficients import Float64, Int64, per_vector
 from kvwstream.errors import DamageError, OptionError
 from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Site, digest_of
@@ -218,15 +217,13 @@ class Statistics:
             )
         return values
 
-    def exponent(self, until: int | None = None) -> Float64:
-        """S (vector,) after all forget records, or after the first `until`."""
+    def exponent(self) -> Float64:
+        """S (vector,) after all forget records."""
         if not self.num_forget_records:
             raise OptionError(
                 f"{self.location.url}: holds retain statistics alone; reduce it with --forget"
             )
-        if until is None:
-            return self.read("exponent")
-        return exponent(read_array(self.location, "accessor", slice(0, until)))
+        return self.read("exponent")
 
     def unseen_sites(self) -> list[str]:
         """Sites that no retain token reached: their gate is 1."""
