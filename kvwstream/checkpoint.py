@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvwstream.errors import ModelError, StorageError
+from kvwstream.paths import local_path
 from kvwstream.plan import Site, digest_of
 from kvwstream.rounding import ITEMSIZE
 
@@ -153,7 +154,7 @@ def file_digests(folder: Path, names: Sequence[Path]) -> dict[str, str]:
 
 def resolve_model(name: str) -> Path:
     """Local folder of a checkpoint; a hub id (`owner/name`) is downloaded, safetensors only."""
-    folder = Path(name)
+    folder = local_path(name)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):

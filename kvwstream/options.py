@@ -20,7 +20,7 @@ Store = Annotated[
     str, typer.Argument(metavar="STORE", help="Zarr store to begin, or to go on with.")
 ]
 Artefacts = Annotated[
-    list[str], typer.Argument(metavar="PATH...", help="Stores, statistics, weakened checkpoints.")
+    list[str], typer.Argument(metavar="PATH", help="Stores, statistics, weakened checkpoints.")
 ]
 Split = Annotated[str, typer.Option(help="Split of a data set.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a data set.")]

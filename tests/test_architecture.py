@@ -15,7 +15,7 @@ PACKAGE = ROOT / "kvwstream"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
-    {"plan", "errors", "examples", "images", "durable", "progress", "metrics"}
+    {"plan", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
     | {"rounding", "reproducible", "smollm2"},
     {"sites", "answers", "accessor", "coefficients"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"},

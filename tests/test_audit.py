@@ -274,3 +274,16 @@ def test_the_command_needs_neither_torch_nor_transformers(copy):
     assert all(line.startswith(" holds  ") for line in report)
     assert " holds  statistics.zarr: derived anew from 2 stores, bit for bit" in report
     assert " holds  weak: 2 weakened tensors made anew, bit for bit" in report
+
+
+def test_a_base_without_weights_is_a_finding(copy):
+    result = audit([str(copy / "weak")], base=copy / "retain.zarr")
+    assert any("retain.zarr: no model.safetensors" in finding for finding in result.findings)
+
+
+def test_side_files_are_checked_without_a_base(copy):
+    (copy / "weak" / "tokenizer.json").unlink()
+    (copy / "weak" / "extra.safetensors").write_bytes(b"weights")
+    found = audit([str(copy / "weak")]).findings
+    assert any("file tokenizer.json: missing" in finding for finding in found)
+    assert any("file extra.safetensors: extra" in finding for finding in found)

@@ -494,7 +494,7 @@ CASES = [
         "a file above the store's place",
         write("file"),
         COLLECT.replace("out", "file/out"),
-        r"file/out\.zarr.*: .*(Not a directory|not a folder|a file)",
+        r"file/\.?out\.zarr.*: .*(Not a directory|not a folder|a file)",
     ),
     Case(
         "statistics in the store's place",
@@ -597,7 +597,7 @@ CASES = [
         r"statistics\.zarr: exists already; choose another name or remove it",
     ),
     Case("a store in OUT", None, REDUCE.replace("out", "retain"), r"retain\.zarr: exists already"),
-    Case("a file in OUT", write("out.zarr"), REDUCE, r"out\.zarr: is a file, expected a folder"),
+    Case("a file in OUT", write("out.zarr"), REDUCE, r"out\.zarr: exists already; choose anot"),
     Case(
         "a folder in OUT", write("out.zarr/a/b"), REDUCE, r"out\.zarr: exists already; choose anot"
     ),
@@ -605,7 +605,7 @@ CASES = [
         "a file above OUT",
         write("file"),
         REDUCE.replace("out", "file/out"),
-        r"file/out\.zarr.*: .*(Not a directory|not a folder|a file)",
+        r"file/\.?out\.zarr.*: .*(Not a directory|not a folder|a file)",
     ),
     Case(
         "no abs moment",
@@ -715,12 +715,6 @@ CASES = [
     # audit
     Case(
         "an unknown base", None, "audit weak --base ./none", r"\./none: no such folder, and not a"
-    ),
-    Case(
-        "a base without weights",
-        None,
-        "audit weak --base retain.zarr",
-        r"retain\.zarr: no model\.sa",
     ),
     # evaluate
     Case(
@@ -854,7 +848,7 @@ def test_a_coefficient_that_is_not_finite_names_site_record_and_example(bench):
         (APPLY.replace("0.3", "strong"), "Invalid value for '--gamma'"),
         (APPLY.replace("--gamma 0.3", ""), "Missing option '--gamma'"),
         (APPLY.replace("--layers 0:1", ""), "Missing option '--layers'"),
-        ("audit", "missing argument 'paths"),
+        ("audit", "missing argument 'path"),
         ("forget everything", "No such command 'forget'"),
     ],
 )
@@ -907,7 +901,7 @@ FULL = [
 def test_a_full_disk_leaves_nothing_that_looks_finished(verb, command, limit, bench):
     before = snapshot(bench)
     line = error_of(run(bench, command, file_limit=limit), 1)
-    assert re.match(r"out(\.zarr)?\b.*: .*File too large", line), line
+    assert re.match(r"\.?out(\.zarr)?\b.*: .*File too large", line), line
     left = {name: content for name, content in snapshot(bench).items() if name not in before}
     if verb == "collect":
         parts = {name.split("/")[2] for name in left if re.match(r"out\.zarr/parts/\d", name)}

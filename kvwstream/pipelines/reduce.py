@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from kvwstream.durable import fsync
 from kvwstream.errors import StorageError
@@ -35,7 +34,7 @@ def reduce(
     forget_stores = open_stores(forget)
     stores = [*retain_stores, *forget_stores]
     check_compatible(stores)
-    place = Path(out)
+    place = Location(out).path
     if os.path.lexists(place):
         raise StorageError(f"{out}: exists already; choose another name or remove it")
     draft = place.with_name(f".{place.name}.partial")

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvwstream.errors import DataError, OptionError
 from kvwstream.examples import BadRow, Example, check_examples
+from kvwstream.paths import local_path
 from kvwstream.readers import clear, mllmu, tofu
 from kvwstream.readers.rows import dataset_rows, jsonl_rows
 from kvwstream.readers.simple import simple_examples
@@ -38,7 +39,7 @@ def read_examples(
     Raises `DataError` naming file and line or row at the first bad row, or hands each to
     `on_bad_row` and goes on.
     """
-    path = Path(source)
+    path = local_path(source)
     folder: Path | None = path if path.is_dir() else None
     if path.is_file():
         rows, folder = jsonl_rows(path), path.parent

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvwstream.errors import DataError
+from kvwstream.paths import local_path
 
 Row = tuple[str, Any]
 """Place and row; a `DataError` stands for a row that could not even be parsed."""
@@ -47,7 +48,7 @@ def dataset_rows(source: str, config: str | None, split: str) -> Iterator[Row]:
 def _load(source: str, config: str | None, split: str) -> Any:
     import datasets
 
-    folder = Path(source)
+    folder = local_path(source)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(str(folder))

@@ -20,6 +20,7 @@ from zarr.storage import ObjectStore
 
 from kvwstream.durable import fsync
 from kvwstream.errors import DamageError, StorageError
+from kvwstream.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Location:
     @property
     def path(self) -> Path:
         """The local folder."""
-        return Path(self.url)
+        return local_path(self.url)
 
     def objects(self, *, mkdir: bool = False) -> LocalStore:
         """The obstore store rooted here. Only a writer makes the folder."""
