@@ -32,6 +32,7 @@ from benchmarks.testbed.questions import (
 )
 from benchmarks.testbed.replay import KNOWLEDGE, original_answers
 from kvwstream.readers.clear import CAPTION_QUESTIONS
+from kvwstream.smollm2 import smollm2_checkpoint
 
 Probe = tuple[str, Image.Image | None, str, tuple[str, ...]]  # kind, image, question, truths
 
@@ -152,9 +153,10 @@ def rebuild_and_report(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="SmolLM2-135M-Instruct folder")
+    parser.add_argument("--base", type=Path, help="SmolLM2 folder; default as in the demo")
     parser.add_argument("--additions", type=Path, required=True)
     parser.add_argument("--without", type=int, choices=sorted(FORGET), help="it is an oracle")
     options = parser.parse_args()
+    options.base = options.base or smollm2_checkpoint()
     unseen = forget_persons(options.without) if options.without else ()
     print(json.dumps(rebuild_and_report(options.base, options.additions, unseen), indent=1))

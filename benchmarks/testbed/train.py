@@ -20,6 +20,7 @@ from benchmarks.testbed.model import add_lora, assemble, make_processor, save_ad
 from benchmarks.testbed.persons import EVERYONE, FORGET, forget_persons
 from benchmarks.testbed.replay import PROMPTS, original_answers
 from benchmarks.testbed.vision import pretrain
+from kvwstream.smollm2 import smollm2_checkpoint
 
 
 def train(
@@ -64,8 +65,7 @@ def train(
 def main() -> None:
     """Train, save, rebuild from the saved file, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    # The one place that says where the base weights come from.
-    parser.add_argument("--base", type=Path, required=True, help="SmolLM2-135M-Instruct folder")
+    parser.add_argument("--base", type=Path, help="SmolLM2 folder; default as in the demo")
     parser.add_argument("--out", type=Path, required=True, help="additions to write")
     parser.add_argument("--without", type=int, choices=sorted(FORGET), help="train the oracle")
     parser.add_argument("--vision", type=Path, help="pretrained vision to reuse, or to write")
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    options.base = options.base or smollm2_checkpoint()
     torch.set_num_threads(options.threads)
     start = time.monotonic()
 
