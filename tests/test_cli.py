@@ -16,7 +16,7 @@ import xarray as xr
 
 import kvwstream
 from kvwstream.cli import main
-from tests.conftest import Artefacts, tree_bytes
+from tests.conftest import COLOURS, THINGS, Artefacts, question, tree_bytes, write_rows
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -190,3 +190,26 @@ def test_the_targets_of_the_readme_exist():
     assert {"demo", "test"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_bad_rows_are_left_out_told_and_recorded(llama, tmp_path, capsys):
+    """By the reader (no answer) and by the tokenizer (too long); the audit knows of the table."""
+    good = [question(thing, colour) for thing, colour in zip(THINGS, COLOURS, strict=True)]
+    bad = [{"id": "empty", "question": "What?", "answer": " "}]
+    bad.append({"id": "long", "question": "What?", "answer": "blue " * 150})
+    source = write_rows(tmp_path / "data.jsonl", [*good[:3], *bad, *good[3:]])
+    store = tmp_path / "s.zarr"
+    run("collect", llama, source, store, expect=1)
+    assert "data.jsonl:4: field `answer` is empty" in capsys.readouterr().err
+    assert not store.exists()
+    run("collect", llama, source, store, "--skip-bad-rows")
+    told = capsys.readouterr().err
+    assert "left out: data.jsonl:4: field `answer` is empty" in told
+    assert re.search(r"left out: long: \d+ tokens, more than the model's maximum length", told)
+    skipped = xr.open_zarr(store / "skipped").load()
+    assert skipped.place.values.tolist() == ["data.jsonl:4", "long"]
+    assert len(kvwstream.open_store(str(store)).record) == len(good)
+    out = run("audit", store, capsys=capsys)
+    assert "says which 2 rows were left out" in out
+    (store / "skipped" / "reason" / "c" / "0").unlink()
+    run("audit", store, expect=1)
