@@ -162,3 +162,15 @@ def test_lost_tables_are_written_again(name, llama, data, tmp_path, undisturbed)
     shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     collect(prepared, str(store))
     assert tree_bytes(store) == undisturbed[0]
+
+
+def test_two_collections_of_one_store_at_once_are_harmless(llama, data, tmp_path, undisturbed):
+    """Started in the same moment: both end well, and the bytes are those of one."""
+    store = tmp_path / "s.zarr"
+    command = [sys.executable, "-m", "kvwstream", "collect", str(llama), str(data["retain"])]
+    command += [str(store), "--part-size", "4", "--threads", "1"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    assert tree_bytes(store) == undisturbed[0]

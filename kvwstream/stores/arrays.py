@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from kvwstream.errors import DamageError
 from kvwstream.plan import canonical_json, digest_of
@@ -63,23 +65,27 @@ def create_array(
 ) -> zarr.Array[Any]:
     """An array at `location/name`, compressed, every chunk with a CRC-32C.
 
-    Only the array's own names are written: no group document appears above it.
+    Only the array's own names are written (no group document appears above it), and none is ever
+    deleted: two workers that make the same array at once do not disturb each other.
     """
+    metadata: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(metadata),
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        compressors=[COMPRESSION, Crc32cCodec()],
+        fill_value="" if dtype is str else 0,
+        dimension_names=dims,
+        attributes=dict(attributes or {}),
+    )
     place = location.at(*name.split("/"))
+    place.write("zarr.json", metadata["zarr.json"].to_bytes())
     with storage_errors(place.url):
-        return zarr.create_array(
-            place.zarr(mkdir=True),
-            shape=shape,
-            dtype=dtype,
-            chunks=chunks,
-            shards=shards,
-            compressors=[COMPRESSION, Crc32cCodec()],
-            fill_value="" if dtype is str else 0,
-            dimension_names=dims,
-            attributes=dict(attributes or {}),
-            overwrite=True,
-            config={"write_empty_chunks": True},  # a chunk that is not there is a damage, not zeros
-        )
+        array = zarr.open_array(place.zarr(mkdir=True), mode="r+")
+    # a chunk that is not there is a damage, not zeros
+    return array.with_config({"write_empty_chunks": True})
 
 
 def write_array(
