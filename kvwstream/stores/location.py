@@ -7,6 +7,7 @@ conditional put, and `sync` makes what was written survive a power cut.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from zarr.storage import ObjectStore
 from kvwstream.durable import fsync
 from kvwstream.errors import DamageError, StorageError
 from kvwstream.paths import local_path
+
+STAGED = re.compile(r"#\d+$")
+"""Files that another writer is about to rename to their name."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class Location:
         with storage_errors(self.url):
             for folder, _, files in os.walk(self.path):
                 for name in files:
-                    fsync(Path(folder, name))
+                    if not STAGED.search(name):
+                        fsync(Path(folder, name))
                 fsync(Path(folder))
             fsync(self.path.parent)
 
