@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from kvwstream.errors import DataError
+from kvwstream.errors import DataError, first_line
 from kvwstream.examples import Example
 from kvwstream.images import load_image
 
@@ -79,8 +79,7 @@ def _named(name: str, what: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name}: {what}: {reason}") from error
+        raise DataError(f"{name}: {what}: {first_line(error)}") from error
 
 
 class AnswerEncoder:

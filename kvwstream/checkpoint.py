@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvwstream.errors import ModelError, StorageError
+from kvwstream.errors import ModelError, StorageError, first_line
 from kvwstream.paths import local_path
 from kvwstream.plan import Site, digest_of
 from kvwstream.rounding import ITEMSIZE
@@ -165,7 +165,7 @@ def resolve_model(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"{name}: no such folder, and the hub could not deliver it: {reason}"
         ) from error

@@ -47,3 +47,9 @@ class Stop(BaseException):
 
 class InterruptError(KvwstreamError, RuntimeError):
     """Run the same command again to go on: it was stopped from outside."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, without its further lines; its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

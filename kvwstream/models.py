@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from kvwstream.errors import ModelError, OptionError
+from kvwstream.errors import ModelError, OptionError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,7 +44,7 @@ def load_config(folder: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library raises a dozen kinds; all mean the same to the reader
-        raise ModelError(f"{folder}: {_first_line(error)}") from error
+        raise ModelError(f"{folder}: {first_line(error)}") from error
 
 
 def load_processor(folder: Path, config: PretrainedConfig) -> Any:
@@ -54,7 +54,7 @@ def load_processor(folder: Path, config: PretrainedConfig) -> Any:
     try:
         return loader.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         words = ("torchvision", "video processor")
         if not is_torchvision_available() and any(w in str(error).lower() for w in words):
             reason = "it needs the package torchvision: pip install torchvision"
@@ -76,7 +76,7 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> Loade
             output_loading_info=True,
         )
     except Exception as error:
-        raise ModelError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if absent:
         raise ModelError(
@@ -94,7 +94,7 @@ def model_skeleton(folder: Path) -> PreTrainedModel:
         with torch.device("meta"):
             model = _auto_class(config).from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{folder}: no such model can be built: {_first_line(error)}") from error
+        raise ModelError(f"{folder}: no such model can be built: {first_line(error)}") from error
     return cast(PreTrainedModel, model)
 
 
@@ -107,7 +107,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device {device}: not available here ({_first_line(error)})") from error
+        raise OptionError(f"device {device}: not available here ({first_line(error)})") from error
     return torch.device(device)
 
 
@@ -147,10 +147,3 @@ def inference(model: PreTrainedModel, threads: int | None = None) -> Iterator[No
 
 def _auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForImageTextToText if is_multimodal(config) else AutoModelForCausalLM
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return f"{lines[0]} {lines[1].strip()}"
-    return lines[0] if lines else type(error).__name__

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from kvwstream.checkpoint import Checkpoint
+from kvwstream.checkpoint import Checkpoint, Tensor
 from kvwstream.durable import fsync
 from kvwstream.rounding import ITEMSIZE, scale
 
@@ -73,20 +73,31 @@ def _copy_tensor(
 ) -> TensorDigests:
     tensor = base.tensors[name]
     before, after = hashlib.sha256(), hashlib.sha256()
-    rows = tensor.shape[0] if scaling else None
-    first, place = 0, tensor.start
+    place = tensor.start
     with (out / tensor.shard).open("r+b" if write else "rb") as file:
-        for block in base.blocks(tensor, rows):
+        for block, made in scaled_blocks(base, tensor, scaling):
             before.update(block)
             if scaling:
-                block = scale(block, tensor.dtype, tensor.shape[1], *scaling, first_row=first)
-                first += len(block) // (tensor.shape[1] * ITEMSIZE[tensor.dtype])
-                after.update(block)
+                after.update(made)
             if write:
-                _write_at(file.fileno(), block, place)
-                place += len(block)
+                _write_at(file.fileno(), made, place)
+                place += len(made)
     digest = before.hexdigest()
     return TensorDigests(digest, after.hexdigest() if scaling else digest)
+
+
+def scaled_blocks(
+    base: Checkpoint, tensor: Tensor, scaling: Scaling | None
+) -> Iterator[tuple[bytes, bytes]]:
+    """A tensor's bytes in blocks, each with what it becomes; without a scaling, itself."""
+    if scaling is None:
+        yield from ((block, block) for block in base.blocks(tensor))
+        return
+    rows, columns = tensor.shape
+    first = 0
+    for block in base.blocks(tensor, rows):
+        yield block, scale(block, tensor.dtype, columns, *scaling, first_row=first)
+        first += len(block) // (columns * ITEMSIZE[tensor.dtype])
 
 
 def _write_at(file: int, block: bytes, place: int) -> None:

@@ -12,9 +12,9 @@ from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests
 from kvwstream.errors import DamageError, KvwstreamError
 from kvwstream.pipelines.apply import MANIFEST_VERSION, scalings_for
 from kvwstream.pipelines.audit_report import Audit
-from kvwstream.rounding import ITEMSIZE, scale
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
+from kvwstream.weakening import scaled_blocks
 
 FIELDS = (
     "base",
@@ -142,13 +142,9 @@ def _make_anew(
         raise DamageError(f"{weakened.folder}: layers {layers} and the manifest disagree: {wrong}")
     wrong = []
     for name, scaling in scalings.items():
-        tensor = original.tensors[name]
-        row_bytes = tensor.shape[1] * ITEMSIZE[tensor.dtype]
-        digest, first = hashlib.sha256(), 0
-        for block in original.blocks(tensor, tensor.shape[0]):
-            made = scale(block, tensor.dtype, tensor.shape[1], *scaling, first_row=first)
+        digest = hashlib.sha256()
+        for _, made in scaled_blocks(original, original.tensors[name], scaling):
             digest.update(made)
-            first += len(block) // row_bytes
         if digest.hexdigest() != weakened.tensor_digests.get(name):
             wrong.append(name)
     if wrong:

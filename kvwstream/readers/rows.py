@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvwstream.errors import DataError
+from kvwstream.errors import DataError, first_line
 from kvwstream.paths import local_path
 
 Row = tuple[str, Any]
@@ -55,7 +55,7 @@ def _load(source: str, config: str | None, split: str) -> Any:
         else:
             loaded = datasets.load_dataset(str(folder) if folder.is_dir() else source, config)
     except Exception as error:  # the library raises a dozen kinds; all mean the same to the reader
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{source}: not a data set that can be loaded: {reason}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded

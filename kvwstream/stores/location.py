@@ -20,7 +20,7 @@ from zarr.errors import BaseZarrError
 from zarr.storage import ObjectStore
 
 from kvwstream.durable import fsync
-from kvwstream.errors import DamageError, StorageError
+from kvwstream.errors import DamageError, StorageError, first_line
 from kvwstream.paths import local_path
 
 STAGED = re.compile(r"#\d+$")
@@ -105,13 +105,8 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except BaseZarrError as error:
-        raise DamageError(f"{what}: {_one_line(error)}") from error
+        raise DamageError(f"{what}: {first_line(error)[:300]}") from error
     except (BaseError, OSError) as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"{what}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()  # obstore's further lines are a debug dump
-    return lines[0][:300] if lines else type(error).__name__
+        raise StorageError(f"{what}: {first_line(error)[:300]}") from error
