@@ -32,11 +32,11 @@ def audit(
     later: list[str] = []
     for path in paths:
         location = Location(path)
-        if location.path.is_file():
+        if location.is_local and location.path.is_file():
             result.findings.append(f"{path}: a file; stores, statistics, checkpoints are folders")
         elif not location.exists():
             result.findings.append(f"{path}: missing, nothing is there")
-        elif (location.path / MANIFEST).is_file() or location.read("zarr.json") is None:
+        elif location.is_local and _is_checkpoint(location):
             audit_checkpoint(result, location.path, base, statistics)
         elif _kind(location) == "collect":
             stores += audit_store(result, location)
@@ -45,6 +45,10 @@ def audit(
     for path in later:
         audit_statistics(result, Location(path), stores)
     return result
+
+
+def _is_checkpoint(location: Location) -> bool:
+    return (location.path / MANIFEST).is_file() or location.read("zarr.json") is None
 
 
 def _kind(location: Location) -> str | None:

@@ -30,7 +30,7 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
     except KvwstreamError as error:
         result.findings.append(str(error))
         return []
-    url, plan, names = location.url, store.plan, location.names()
+    url, plan, names = location.url, store.plan, location.listing()
     tables: dict[str, tuple[str, ...]] = {"sites": Site._fields, "examples": COLUMNS}
     if any(name.startswith(f"{SKIPPED}/") for name in names):
         tables[SKIPPED] = BadRow._fields
@@ -74,7 +74,7 @@ def audit_statistics(result: Audit, location: Location, stores: Sequence[Collect
         return
     url, recorded = location.url, stored.attributes["sha256"]
     known = {f"{name}/" for name in recorded}
-    extra = [n for n in location.names() if n != "zarr.json" and n.split("/")[0] + "/" not in known]
+    extra = [n for n in location.listing() if n != "zarr.json" and n.split("/")[0] + "/" not in known]
     result.findings += [f"{url}/{name}: extra" for name in extra]
     needed = [name for name in DIMS if stored.num_forget_records or name not in FORGET]
     result.findings += [f"{url}: the digest of {n} is missing" for n in needed if n not in recorded]
@@ -89,7 +89,7 @@ def audit_statistics(result: Audit, location: Location, stores: Sequence[Collect
     by_digest = {store.digest(): store for store in stores}
     wanted = stored.attributes["sources"]
     absent = [source["name"] for source in wanted if source["digest"] not in by_digest]
-    given = {store.location.path.name: store.location.url for store in by_digest.values()}
+    given = {store.location.name: store.location.url for store in by_digest.values()}
     stale = [name for name in absent if name in given]
     if stale:
         result.findings += [

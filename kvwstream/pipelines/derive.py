@@ -221,7 +221,7 @@ def describe(retain: Sequence[CollectStore], forget: Sequence[CollectStore]) -> 
         "sources": [
             {
                 "role": role,
-                "name": store.location.path.name,
+                "name": store.location.name,
                 "digest": store.digest(),
                 "plan": store.plan.to_dict(),
             }

@@ -94,7 +94,7 @@ class CollectStore:
         `PlanMismatchError` with a line per difference where the place holds another plan.
         """
         document = group_document({"kind": "collect", "plan": plan.to_dict()})
-        if location.names() and location.read("zarr.json") is None:
+        if location.listing() and location.read("zarr.json") is None:
             raise StorageError(f"{location.url}: holds other files; choose another place")
         if not location.create("zarr.json", document):
             differences = read_plan(location).differences(plan)
@@ -144,7 +144,7 @@ class CollectStore:
 
     def sealed(self) -> set[int]:
         """Indices of the parts that have a seal; one listing."""
-        found = (SEAL_NAME.fullmatch(name) for name in self.location.names())
+        found = (SEAL_NAME.fullmatch(name) for name in self.location.listing())
         return {int(match[1]) for match in found if match}
 
     def require_sealed(self) -> None:

@@ -18,7 +18,7 @@ def open_statistics(url: str) -> xr.Dataset:
     `audit` does that.
     """
     location = Statistics.open(Location(url)).location
-    opened: xr.Dataset = xr.open_zarr(location.zarr())
+    opened: xr.Dataset = _open(location)
     coordinates = {name: opened[str(name)].load() for name in opened.coords}
     return opened.assign_coords(coordinates)
 
@@ -31,9 +31,7 @@ def open_store(url: str) -> xr.Dataset:
     """
     store = CollectStore.open(Location(url))
     store.require_sealed()
-    parts = [
-        xr.open_zarr(store.location.at("parts", part.name).zarr()) for part in store.plan.parts
-    ]
+    parts = [_open(store.location.at("parts", part.name)) for part in store.plan.parts]
     layers = np.array([site.layer for site in store.sites])
     joined: xr.Dataset = xr.concat(parts, dim="record", combine_attrs="drop")
     return joined.assign_coords(
@@ -42,3 +40,8 @@ def open_store(url: str) -> xr.Dataset:
         layer=("vector", per_vector(layers, store.widths)),
         channel=("vector", np.concatenate([np.arange(width) for width in store.widths])),
     )
+
+
+def _open(location: Location) -> xr.Dataset:
+    folder = location.zarr()
+    return xr.open_zarr(folder.store, group=folder.path or None)
