@@ -20,7 +20,7 @@ LEVELS = [
     {"sites", "answers", "accessor", "coefficients"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"},
     {"pipelines"},
-    {"preview", "options", "cli", "__init__", "__main__"},
+    {"preview", "options", "commands", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 LIGHT = {

@@ -38,7 +38,7 @@ def reduce(
     draft.remove()
 
     num_parts = sum(store.plan.num_parts for store in stores)
-    num_records = sum(len(store.record_names()) for store in forget_stores)
+    num_records = sum(len(store.records) for store in forget_stores)
     writer = StatisticsWriter(draft, stores[0].sites, num_records)
     try:
         with progress.task("reduce", num_parts, "parts") as advance:

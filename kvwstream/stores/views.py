@@ -24,7 +24,9 @@ def open_statistics(url: str) -> xr.Dataset:
 
 
 def open_store(url: str) -> xr.Dataset:
-    """What `collect` wrote, all sealed parts in one: sums (record, vector), counts (record, site).
+    """What `collect` wrote, all parts in one: sums (record, vector), counts (record, site).
+
+    Withdrawn records are left out.
 
     Coordinates: `examples` (the ids of each record), `layer` and `channel` of each vector, `site`.
     `IncompleteError` if a part has no seal.
@@ -34,6 +36,7 @@ def open_store(url: str) -> xr.Dataset:
     parts = [_open(store.location.at("parts", part.name)) for part in store.plan.parts]
     layers = np.array([site.layer for site in store.sites])
     joined: xr.Dataset = xr.concat(parts, dim="record", combine_attrs="drop")
+    joined = joined.isel(record=store.records)
     return joined.assign_coords(
         examples=("record", store.record_names()),
         site=[site.path for site in store.sites],
@@ -44,4 +47,5 @@ def open_store(url: str) -> xr.Dataset:
 
 def _open(location: Location) -> xr.Dataset:
     folder = location.zarr()
-    return xr.open_zarr(folder.store, group=folder.path or None)
+    opened: xr.Dataset = xr.open_zarr(folder.store, group=folder.path or None)
+    return opened
