@@ -93,8 +93,8 @@ def collect(
     if failures:
         lines = [f"part {failure.part}: {failure.reason}" for failure in failures]
         raise PartsFailedError(
-            f"{store}: {len(failures)} of {len(missing)} parts failed; when that is mended, run the "
-            "same command again: " + ("\n  " if len(lines) > 1 else "").join(["", *lines])
+            f"{store}: {len(failures)} of {len(missing)} parts failed; when that is mended, run "
+            "the same command again: " + ("\n  " if len(lines) > 1 else "").join(["", *lines])
         )
     written.tidy()
     return written
