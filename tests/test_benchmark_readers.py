@@ -144,7 +144,7 @@ def test_clear_captions(write):
     assert [pictures(e)[0] for e in examples] == [row["image"]["bytes"] for row in CLEAR]
     assert all(said(e)[0] in CAPTION_QUESTIONS for e in examples)
     assert [e.keywords for e in examples] == [(ANN,), (BOB,)]
-    assert examples == read_examples(source)
+    assert [e.digest for e in examples] == [e.digest for e in read_examples(source)]
     asked = {said(read_examples(source, seed=seed)[0])[0] for seed in range(20)}
     assert len(asked) > 3
 
