@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvwstream.accessor import LayerRange
     from kvwstream.errors import KvwstreamError
+    from kvwstream.gates import attach_gates
     from kvwstream.pipelines.apply import apply
     from kvwstream.pipelines.audit import audit
     from kvwstream.pipelines.collect import collect, prepare
-    from kvwstream.pipelines.evaluate import Strength, evaluate
+    from kvwstream.pipelines.evaluate import evaluate
     from kvwstream.pipelines.reduce import reduce
     from kvwstream.readers import read_examples
     from kvwstream.stores.views import open_statistics, open_store
+    from kvwstream.strength import Strength
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "LayerRange",
     "Strength",
     "apply",
+    "attach_gates",
     "audit",
     "collect",
     "evaluate",
@@ -38,8 +41,9 @@ __all__ = [
 _HOMES = {
     "KvwstreamError": "errors",
     "LayerRange": "accessor",
-    "Strength": "pipelines.evaluate",
+    "Strength": "strength",
     "apply": "pipelines.apply",
+    "attach_gates": "gates",
     "audit": "pipelines.audit",
     "collect": "pipelines.collect",
     "evaluate": "pipelines.evaluate",

@@ -12,8 +12,11 @@ from typing import Annotated
 import typer
 
 from kvwstream import __version__
+from kvwstream.apply_command import apply
 from kvwstream.errors import KvwstreamError, OptionError, Stop
 from kvwstream.options import (
+    Accessor,
+    Accessors,
     Artefacts,
     Config,
     CrossAttention,
@@ -24,11 +27,14 @@ from kvwstream.options import (
     Formats,
     LogJson,
     Model,
+    Power,
     SkipBadRows,
     Split,
     Store,
     Task,
+    Threshold,
     Tokens,
+    Until,
 )
 
 app = typer.Typer(
@@ -149,25 +155,7 @@ def reduce(
         typer.echo(f"{len(unseen)} sites saw no retain token and keep gate 1: {', '.join(unseen)}")
 
 
-@app.command()
-def apply(
-    model: Model,
-    statistics: Annotated[str, typer.Argument(metavar="STATISTICS", help="What `reduce` wrote.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-    gamma: Annotated[float, typer.Option(help="Strength; 0 changes nothing.")],
-    layers: Annotated[str, typer.Option(help="Decoder layers first:last, e.g. 1:25.")],
-) -> None:
-    """Write a weakened copy of MODEL, shard by shard, without building the model."""
-    from kvwstream.accessor import LayerRange
-    from kvwstream.checkpoint import resolve_model
-    from kvwstream.pipelines import apply as pipeline
-
-    chosen = LayerRange.parse(layers)
-    manifest = pipeline.apply(resolve_model(model), statistics, out, gamma=gamma, layers=chosen)
-    typer.echo(
-        f"{out}: {len(manifest['weakened'])} tensors weakened by {manifest['num_forget_records']} "
-        f"forget records, {len(manifest['kept'])} kept"
-    )
+app.command()(apply)
 
 
 @app.command()
@@ -201,6 +189,10 @@ def evaluate(
     statistics: Annotated[str | None, typer.Option(help="As if weakened by these.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Strength, with --statistics.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, with --statistics.")] = None,
+    power: Power = 1.0,
+    threshold: Threshold = 0.0,
+    accessor: Accessor = Accessors.record,
+    until: Until = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 50,
     dtype: Dtype = "auto",
@@ -217,12 +209,15 @@ def evaluate(
     from kvwstream.pipelines import evaluate as pipeline
     from kvwstream.progress import progress_for
     from kvwstream.readers import read_examples
+    from kvwstream.strength import Strength
 
     _quiet_transformers()
-    strength = pipeline.Strength.parse(statistics, gamma, layers)
+    shape = {"power": power, "threshold": threshold, "accessor": accessor.value, "until": until}
+    strength = Strength.parse(statistics, gamma, layers, **shape)
     result = pipeline.evaluate(
         resolve_model(model),
         read_examples(data, format=format.value, task=task, config=config, split=split)[:limit],
+        statistics=statistics,
         strength=strength,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

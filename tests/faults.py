@@ -560,7 +560,7 @@ WEAKENED = [
     Fault(
         "manifest of another version",
         manifest("manifest_version", 9),
-        rf"weak/{MANIFEST}: manifest version 9, expected 1",
+        rf"weak/{MANIFEST}: manifest version 9, expected 2",
     ),
     *(
         Fault(f"manifest without {field}", without(field), rf"weak/{MANIFEST}: damaged: .*{field}")
