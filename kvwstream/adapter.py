@@ -22,6 +22,8 @@ from kvwstream.plan import Site
 from kvwstream.reproducible import exp_negative
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_FIELDS = ("base_model_name_or_path", "revision", "auto_mapping")
+"""Fields of the configuration that say where the base is, not what is done to it."""
 PREFIX, SUFFIX = "base_model.model.", ".ia3_l"
 Float32 = npt.NDArray[np.float32]
 
@@ -47,13 +49,23 @@ def adapter_config(axes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def base_reference(base: Path) -> dict[str, Any]:
+    """Where PEFT finds the base model, and its class, for who loads both by the adapter alone."""
+    name, revision = hub_origin(base) or (str(base), None)
+    try:
+        (architecture,) = json.loads((base / "config.json").read_text())["architectures"]
+        mapping = {"base_model_class": architecture, "parent_library": "transformers"}
+    except (OSError, ValueError, KeyError, TypeError):  # it can still be put on a loaded model
+        mapping = None
+    values = (name, revision, mapping)
+    return dict(zip(BASE_FIELDS, values, strict=True))
+
+
 def write_adapter(
     folder: Path, sites: Sequence[Site], vectors: Mapping[str, Float32], base: Path
 ) -> None:
     """Write the adapter's two files; `base` is the folder of the base checkpoint."""
-    name, revision = hub_origin(base) or (str(base), None)
-    config = {"base_model_name_or_path": name, "revision": revision}
-    config |= adapter_config({site.path: site.axis for site in sites})
+    config = base_reference(base) | adapter_config({site.path: site.axis for site in sites})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     tensors = {f"{PREFIX}{path}{SUFFIX}": values for path, values in vectors.items()}
     (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))

@@ -106,7 +106,8 @@ def scale_in_place(
             )
             part = values[tile].copy()
             span = tile[1] if axis == 1 else slice(first_row + row, first_row + row + len(part))
-            steps = decode(gates[:, span].tobytes(), dtype).reshape(len(gates), -1)
+            chosen = gates[:, span]
+            steps = decode(chosen.tobytes(), dtype).reshape(chosen.shape)
             with np.errstate(under="ignore", invalid="ignore"):
                 for gate in steps:
                     np.multiply(part, gate if axis == 1 else gate[:, None], out=part)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvwstream.adapter import CONFIG, adapter_config, adapter_vectors, read_vectors
+from kvwstream.adapter import BASE_FIELDS, CONFIG, adapter_config, adapter_vectors, read_vectors
 from kvwstream.checkpoint import MANIFEST, file_digests
 from kvwstream.errors import DamageError
 from kvwstream.gates_file import Array, GatesFile, check_gates, describe_gates
@@ -101,7 +101,7 @@ def _check_config(folder: Path, manifest: dict[str, Any]) -> str | None:
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         expected = adapter_config({path: g["axis"] for path, g in manifest["gates"].items()})
-        expected |= {name: config[name] for name in ("base_model_name_or_path", "revision")}
+        expected |= {name: config[name] for name in BASE_FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamageError(f"{folder}/{CONFIG}: missing or damaged: {error!r}") from error
     wrong = sorted(n for n in config.keys() | expected.keys() if config.get(n) != expected.get(n))
