@@ -1,4 +1,4 @@
-"""The in-place arithmetic: weights multiplied record after record in their own dtype, as torch does.
+"""The in-place arithmetic: weights multiplied record after record in their own dtype.
 
 The reference is torch's `mul_` on the whole weight; nothing of the package takes part in it.
 """

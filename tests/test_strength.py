@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -92,10 +93,10 @@ def test_the_exponent_grows_with_every_record_from_zero_on(rows, shape):
         Strength(0.1, ALL, *shape, until=k).exponent(Memory(rows)) for k in range(len(rows) + 1)
     ]
     assert not sums[0].any()
-    assert all((after >= before).all() for before, after in zip(sums, sums[1:], strict=False))
+    assert all((after >= before).all() for before, after in itertools.pairwise(sums))
     strength = [gates(total, 0.3) for total in sums]
     assert (strength[0] == 1).all()
-    assert all((b <= a).all() for a, b in zip(strength, strength[1:], strict=False))
+    assert all((b <= a).all() for a, b in itertools.pairwise(strength))
 
 
 @given(matrices, st.sampled_from(POWERS), st.floats(0, 5), st.floats(0, 5))
