@@ -68,8 +68,8 @@ def parse(text: str, place: str) -> dict[str, Any]:
             raise ValueError(f"arithmetic {manifest['arithmetic']!r}")
         layers = strength_of(manifest).layers
         for path, gate in manifest.get("gates", {}).items():
-            if gate["layer"] not in layers or gate["axis"] not in (0, 1):
-                raise ValueError(f"layer or axis of {path}")
+            if gate["layer"] not in layers or gate["axis"] not in (0, 1) or gate["width"] < 1:
+                raise ValueError(f"layer, axis or width of {path}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DamageError):
             raise
@@ -96,4 +96,7 @@ def _digests(manifest: dict[str, Any]) -> list[Any]:
         d[when] for d in manifest.get("weakened", {}).values() for when in ("before", "after")
     ]
     found += [gate["sha256"] for gate in manifest.get("gates", {}).values()]
+    found += [
+        digest for field in ("files", "headers") for digest in manifest.get(field, {}).values()
+    ]
     return [*found, manifest.get("digest", "")]
