@@ -26,9 +26,10 @@ from rich.table import Table
 from kvwstream.accessor import LayerRange
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.cost import cost_ratios
 from kvwstream.pipelines.demo import facts
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.smollm2 import smollm2_checkpoint
 from kvwstream.strength import Strength

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from kvwstream.gates import attach_gates
     from kvwstream.pipelines.apply import apply
     from kvwstream.pipelines.audit import audit
-    from kvwstream.pipelines.collect import collect, prepare
+    from kvwstream.pipelines.collect import collect
     from kvwstream.pipelines.evaluate import evaluate
+    from kvwstream.pipelines.prepare import prepare
     from kvwstream.pipelines.reduce import reduce
     from kvwstream.readers import read_examples
     from kvwstream.stores.views import open_statistics, open_store
@@ -49,7 +50,7 @@ _HOMES = {
     "evaluate": "pipelines.evaluate",
     "open_statistics": "stores.views",
     "open_store": "stores.views",
-    "prepare": "pipelines.collect",
+    "prepare": "pipelines.prepare",
     "read_examples": "readers",
     "reduce": "pipelines.reduce",
 }

@@ -29,6 +29,10 @@ class IncompleteError(KvwstreamError, RuntimeError):
     """Run `collect` again: parts have no seal yet."""
 
 
+class PartsFailedError(IncompleteError):
+    """Mend what each part's line says, then run `collect` again; all other parts are sealed."""
+
+
 class DamageError(KvwstreamError, ValueError):
     """Restore the artefact from a copy or make it anew: it is not what its seals say."""
 

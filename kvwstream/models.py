@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
+from torch.utils import deterministic
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
+import kvwstream
 from kvwstream.errors import ModelError, OptionError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,8 +66,14 @@ def load_processor(folder: Path, config: PretrainedConfig) -> Any:
         raise ModelError(f"{folder}: its {kind} cannot be loaded: {reason}") from error
 
 
-def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    """Model in eval mode; `dtype` auto is the checkpoint's own, `device` auto a GPU if present."""
+def load_model(
+    folder: Path, dtype: str = "auto", device: str = "auto", device_map: str | None = None
+) -> LoadedModel:
+    """Model in eval mode; `dtype` auto is the checkpoint's own, `device` auto a GPU if present.
+
+    `device_map` (auto, balanced, sequential: the package accelerate) spreads the layers over every
+    GPU that the process sees; then `device` is not used.
+    """
     config = load_config(folder)
     processor = load_processor(folder, config)
     try:
@@ -74,6 +84,7 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> Loade
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            device_map=device_map,
         )
     except Exception as error:
         raise ModelError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
@@ -83,8 +94,15 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "auto") -> Loade
             f"{folder}: {len(absent)} weights are missing or of another shape, the first is "
             f"{absent[0]}; the model would run with random numbers in their place"
         )
-    model.requires_grad_(False)
-    return LoadedModel(model.eval().to(resolve_device(device)), processor, folder)
+    model.requires_grad_(False).eval()
+    if device_map is None:
+        model.to(resolve_device(device))
+    elif any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"{folder}: does not fit into the memory that --device-map {device_map} found, weights "
+            "would be read from disk in every pass; give the worker more GPUs"
+        )
+    return LoadedModel(model, processor, folder)
 
 
 def model_skeleton(folder: Path) -> PreTrainedModel:
@@ -130,19 +148,64 @@ def is_multimodal(config: PretrainedConfig) -> bool:
     return hasattr(config, "vision_config")
 
 
+def environment_of(device: torch.device) -> dict[str, str]:
+    """What may change the bits of a forward pass beside the plan: versions and kind of device."""
+    kind = device.type
+    if kind == "cuda":
+        kind += f" {torch.cuda.get_device_name(device)}"
+    elif kind == "cpu":
+        kind += f" {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "kvwstream": kvwstream.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": kind,
+    }
+
+
 @contextmanager
 def inference(model: PreTrainedModel, threads: int | None = None) -> Iterator[None]:
-    """No gradients, eval mode, a fixed number of CPU threads; everything as before afterwards."""
+    """No gradients, eval mode, reproducible kernels, a fixed number of CPU threads.
+
+    Deterministic algorithms are on and TF32 is off, so that the same inputs give the same bits;
+    everything is as before afterwards.
+    """
     training, before = model.training, torch.get_num_threads()
     model.eval()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
+        with _deterministic(), torch.inference_mode():
             yield
     finally:
         model.train(training)
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    memory: Any = deterministic
+    settings = [
+        (matmul, "allow_tf32", False),
+        (cudnn, "allow_tf32", False),
+        (memory, "fill_uninitialized_memory", False),  # nothing reads it; filling takes time
+    ]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    on = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    for owner, name, value in settings:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(on, warn_only=warn)
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
 
 
 def _auto_class(config: PretrainedConfig) -> Any:

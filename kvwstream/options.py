@@ -17,7 +17,7 @@ Data = Annotated[
     ),
 ]
 Store = Annotated[
-    str, typer.Argument(metavar="STORE", help="Zarr store to begin, or to go on with.")
+    str, typer.Argument(metavar="STORE", help="Zarr store, a path or s3://, gs://, az://.")
 ]
 Artefacts = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Stores, statistics, what `apply` wrote.")
@@ -26,6 +26,10 @@ Split = Annotated[str, typer.Option(help="Split of a data set.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a data set.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help="auto, balanced or sequential: layers over all GPUs of the worker."),
+]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Progress as JSON lines.")]
 
 

@@ -1,4 +1,4 @@
-"""What a run would see: examples with the answer positions marked, and the sites of a model."""
+"""What a run would see: its plan, examples with the answer positions marked, a model's sites."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.models import model_skeleton
-from kvwstream.pipelines.collect import Preparation
+from kvwstream.pipelines.prepare import Preparation
 from kvwstream.sites import find_sites
 
 
@@ -29,6 +29,31 @@ def describe_sites(folder: Path) -> list[str]:
         f"{4 * vectors + 8 * len(sites)} B per record and moment"
     )
     return [*lines, total]
+
+
+def summary(prepared: Preparation) -> list[tuple[str, str]]:
+    """The plan for a person: what will run and what it costs in disk and memory."""
+    plan, table = prepared.plan, prepared.table
+    row = 4 * plan.num_vectors * len(plan.moments) + 8 * plan.num_sites
+    weights = sum(path.stat().st_size for path in prepared.folder.glob("*.safetensors"))
+    part = min(plan.part_size, plan.num_records) * row
+    return [
+        (
+            "model",
+            f"{prepared.folder} ({plan.dtype}, {plan.attention} attention, {prepared.device})",
+        ),
+        ("sites", f"{plan.num_sites} value projections, {plan.num_vectors:,} vectors"),
+        ("examples", f"{plan.num_examples:,}, in the order of seed {plan.seed}"),
+        (
+            "tokens",
+            f"{table.num_tokens.sum():,} to run, {table.num_positions.sum():,} measured "
+            f"({plan.tokens})",
+        ),
+        ("records", f"{plan.num_records:,}, {_count(plan.batch_size, 'example')} each"),
+        ("parts", f"{plan.num_parts:,}, {_count(plan.part_size, 'record')} each at most"),
+        ("disk", f"at most {_size(plan.num_records * row)} ({_size(row)} per record)"),
+        ("memory", f"weights {_size(weights)}, one part {_size(part)}, activations"),
+    ]
 
 
 def print_examples(prepared: Preparation, count: int) -> None:
@@ -50,3 +75,15 @@ def print_examples(prepared: Preparation, count: int) -> None:
             markup=False,
         )
         console.print(text)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -74,7 +74,7 @@ class Rates:
         """The same for a person."""
         v = self.values()
         tokens = f", {v['tokens_per_second']:.0f} tokens/s" if self.tokens else ""
-        left = "" if v["seconds_left"] is None else f", {_duration(v['seconds_left'])} left"
+        left = "" if v["seconds_left"] is None else f", {duration(v['seconds_left'])} left"
         rate = f"{v['units_per_second']:.1f} {self.unit}/s"
         return f"{self.name}: {self.done}/{self.total} {self.unit}, {rate}{tokens}{left}"
 
@@ -159,7 +159,8 @@ def progress_for(*, log_json: bool = False) -> Progress:
     return Terminal() if sys.stderr.isatty() else Lines(sys.stderr)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 05 s` or `7 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 

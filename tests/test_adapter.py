@@ -18,7 +18,8 @@ from kvwstream.accessor import LayerRange
 from kvwstream.adapter import CONFIG, WEIGHTS
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.strength import Strength

@@ -22,7 +22,8 @@ from kvwstream.errors import ModelError, OptionError, PlanMismatchError, Storage
 from kvwstream.gates import gated
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.stores.location import Location

@@ -21,7 +21,7 @@ LEVELS = [
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
     | {"manifest", "gates_file", "adapter"},
     {"pipelines"},
-    {"preview", "options", "apply_command", "cli", "__init__", "__main__"},
+    {"preview", "options", "commands", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 LIGHT = {

@@ -15,7 +15,8 @@ from kvwstream.accessor import LayerRange
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.audit import audit
 from kvwstream.pipelines.audit_report import Audit
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.strength import Strength

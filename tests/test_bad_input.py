@@ -859,7 +859,8 @@ def test_a_coefficient_that_is_not_finite_names_site_record_and_example(bench):
     weights(lambda t: t[FIRST.replace("0", "1").replace("down", "up")].fill_(float("nan")))(bench)
     line = error_of(run(bench, COLLECT), 1)
     assert re.fullmatch(
-        r"record 0, example '\w+-pink': a coefficient of model\.layers\.1\.mlp\.down_proj is not "
+        r"out\.zarr: 1 of 1 parts failed; when that is mended, run the same command again: "
+        r"part 0: record 0, example '\w+-pink': a coefficient of model\.layers\.1\.mlp\.down_proj is not "
         r"finite; look at the example, or use a wider dtype \(--dtype float32\)",
         line,
     )

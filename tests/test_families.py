@@ -22,8 +22,9 @@ from kvwstream.errors import DataError, ModelError
 from kvwstream.gates import gated
 from kvwstream.models import inference, load_config, load_model, load_processor
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.collect import Preparation, collect, prepare
+from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.evaluate import judge
+from kvwstream.pipelines.prepare import Preparation, prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.rounding import scale

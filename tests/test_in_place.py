@@ -21,7 +21,8 @@ from kvwstream.errors import OptionError
 from kvwstream.pipelines import recipe
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.audit import audit
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.rounding import encode, scale, scale_in_place

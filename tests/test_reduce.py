@@ -13,8 +13,9 @@ from kvwstream.accessor import exponent
 from kvwstream.collector import site_inputs
 from kvwstream.errors import DataError, IncompleteError, PlanMismatchError, StorageError
 from kvwstream.models import inference, load_model
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.derive import reduce_serial
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.stores.collected import CollectStore

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvwstream.errors import PlanMismatchError, StorageError
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.readers import read_examples
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
@@ -25,7 +26,8 @@ import os, sys, signal
 import obstore, torch
 torch.set_num_threads(1)
 import kvwstream.stores.location as location
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.readers import read_examples
 
 model, data, store, fatal = sys.argv[1:5]

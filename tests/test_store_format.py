@@ -16,8 +16,9 @@ from zarr.errors import ZarrUserWarning
 
 from kvwstream.plan import CollectPlan, Site, canonical_json, order_by_seed
 from kvwstream.stores.arrays import ArrayDigest, digest_array
-from kvwstream.stores.collected import CollectStore, ExampleTable, PartData, sites_digest
+from kvwstream.stores.collected import CollectStore, PartData
 from kvwstream.stores.location import Location
+from kvwstream.stores.tables import ExampleTable, sites_digest
 from tests.conftest import tree_bytes
 
 GOLDEN = Path(__file__).parent / "golden" / "store-v1.json"

@@ -14,8 +14,9 @@ from benchmarks.testbed.data import write_all
 from benchmarks.testbed.model import build
 from benchmarks.testbed.persons import FORGET, PERSONS, forget_persons
 from kvwstream.models import load_model
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.evaluate import judge
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.readers import read_examples
 from kvwstream.smollm2 import smollm2_checkpoint
 from kvwstream.stores.collected import CollectStore

@@ -70,7 +70,7 @@ def apply(
             "kind": kind,
             "environment": environment(),
             "base": {"name": origin[0] if origin else model.resolve().name, "digest": base_digest},
-            "statistics": {"name": Path(statistics).name, "digest": recipe.stored.digest},
+            "statistics": {"name": Location(statistics).name, "digest": recipe.stored.digest},
             **recipe.facts(),
             **contents,
         }

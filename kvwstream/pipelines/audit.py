@@ -35,11 +35,11 @@ def audit(
     later: list[str] = []
     for path in paths:
         location = Location(path)
-        if location.path.is_file():
+        if location.is_local and location.path.is_file():
             audit_gates_file(result, location.path, base, statistics)
         elif not location.exists():
             result.findings.append(f"{path}: missing, nothing is there")
-        elif (location.path / MANIFEST).is_file() or location.read("zarr.json") is None:
+        elif location.is_local and _is_result(location):
             _audit_result(result, location.path, base, statistics)
         elif _kind(location) == "collect":
             stores += audit_store(result, location)
@@ -48,6 +48,10 @@ def audit(
     for path in later:
         audit_statistics(result, Location(path), stores)
     return result
+
+
+def _is_result(location: Location) -> bool:
+    return (location.path / MANIFEST).is_file() or location.read("zarr.json") is None
 
 
 def _audit_result(result: Audit, folder: Path, base: Path | None, statistics: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,12 @@ from kvwstream.pipelines.audit_report import Audit
 from kvwstream.pipelines.derive import check_compatible, derive, describe
 from kvwstream.plan import Site
 from kvwstream.stores.arrays import Array, ArrayDigest, check_group, digest_array, read_table
-from kvwstream.stores.collected import COLUMNS, COUNT, SKIPPED, CollectStore
+from kvwstream.stores.collected import COUNT, ENVIRONMENT, CollectStore
 from kvwstream.stores.location import Location
+from kvwstream.stores.revisions import FOLDER as REVISIONS
+from kvwstream.stores.running import is_note
 from kvwstream.stores.statistics import DIMS, FORGET, Statistics
+from kvwstream.stores.tables import COLUMNS, SKIPPED
 
 
 def audit_store(result: Audit, location: Location) -> list[CollectStore]:
@@ -30,29 +33,25 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
     except KvwstreamError as error:
         result.findings.append(str(error))
         return []
-    url, plan, names = location.url, store.plan, location.names()
+    url, plan, names = location.url, store.plan, location.listing()
     tables: dict[str, tuple[str, ...]] = {"sites": Site._fields, "examples": COLUMNS}
     if any(name.startswith(f"{SKIPPED}/") for name in names):
         tables[SKIPPED] = BadRow._fields
         result.attempt(partial(_check_skipped, location))
-    expected = set(_expected_names(store, tables))
     sealed = store.sealed()
-    for name in sorted(expected - names.keys()):
-        part = name.split("/")[1] if name.startswith("parts/") else ""
-        if part.isdecimal() and name == f"parts/{part}/zarr.json":
-            result.findings.append(
-                f"{url}/parts/{part}: missing seal; run `kvwstream collect` again"
-            )
-        elif not part.isdecimal() or int(part) in sealed:
-            result.findings.append(f"{url}/{name}: missing")
-    result.findings += [f"{url}/{name}: extra" for name in sorted(names.keys() - expected)]
-
     groups: dict[str, tuple[str, ...]] = {"": (), "parts": (), **tables}
+    groups |= {ENVIRONMENT: ()} if sealed else {}
+    if store.revision.number:
+        numbers = range(1, store.revision.number + 1)
+        groups |= dict.fromkeys((REVISIONS, *(f"{REVISIONS}/{n:06d}" for n in numbers)), ())
+    _check_names(result, store, {name for name in names if not is_note(name)}, groups)
     for group, arrays in groups.items():
         place = location.at(group) if group else location
         if place.read("zarr.json") is not None:
             result.attempt(partial(check_group, place, arrays))
 
+    if sealed:
+        result.attempt(partial(_check_environment, store))
     wanted = [index for index in sorted(sealed) if index < plan.num_parts]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = [problem for problem in pool.map(partial(_problem, store), wanted) if problem]
@@ -62,7 +61,44 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
             f"{url}: {plan.num_parts} parts as sealed, {plan.num_records} records of "
             f"{plan.num_examples} examples, {int(store.examples.num_positions.sum())} positions"
         )
+    if not problems:
+        result.notes += _environments(store, wanted)
+    if store.revision.removed:
+        gone = ", ".join(store.examples.ids[position] for position in store.revision.removed)
+        result.notes.append(f"{url}: revision {store.revision.number} leaves out {gone}")
     return [store]
+
+
+def _check_names(
+    result: Audit, store: CollectStore, names: set[str], groups: Mapping[str, Sequence[str]]
+) -> None:
+    """Every object that must be there and no other; of unsealed parts, nothing must."""
+    url, expected, sealed = store.location.url, set(_expected_names(store, groups)), store.sealed()
+    for name in sorted(expected - names):
+        part = name.split("/")[1] if name.startswith("parts/") else ""
+        if part.isdecimal() and name == f"parts/{part}/zarr.json":
+            result.findings.append(
+                f"{url}/parts/{part}: missing seal; run `kvwstream collect` again"
+            )
+        elif not part.isdecimal() or int(part) in sealed:
+            result.findings.append(f"{url}/{name}: missing")
+    result.findings += [f"{url}/{name}: extra" for name in sorted(names - expected)]
+
+
+def _check_environment(store: CollectStore) -> None:
+    store.environment()
+
+
+def _environments(store: CollectStore, parts: Sequence[int]) -> list[str]:
+    """A note where the parts were made by unlike versions or on unlike devices."""
+    made: dict[str, list[int]] = {}
+    for index in parts:
+        environment = store.read_seal(index)["environment"]
+        made.setdefault(" ".join(f"{k} {v}" for k, v in environment.items()), []).append(index)
+    if len(made) < 2:
+        return []
+    lines = (f"{len(indices)} by {what} (first: {indices[0]})" for what, indices in made.items())
+    return [f"{store.location.url}: parts made in unlike environments: " + "; ".join(lines)]
 
 
 def audit_statistics(result: Audit, location: Location, stores: Sequence[CollectStore]) -> None:
@@ -74,7 +110,8 @@ def audit_statistics(result: Audit, location: Location, stores: Sequence[Collect
         return
     url, recorded = location.url, stored.attributes["sha256"]
     known = {f"{name}/" for name in recorded}
-    extra = [n for n in location.names() if n != "zarr.json" and n.split("/")[0] + "/" not in known]
+    names = location.listing()
+    extra = [n for n in names if n != "zarr.json" and n.split("/")[0] + "/" not in known]
     result.findings += [f"{url}/{name}: extra" for name in extra]
     needed = [name for name in DIMS if stored.num_forget_records or name not in FORGET]
     result.findings += [f"{url}: the digest of {n} is missing" for n in needed if n not in recorded]
@@ -86,10 +123,10 @@ def audit_statistics(result: Audit, location: Location, stores: Sequence[Collect
     if not result.passed:
         result.notes.append(f"{url}: not derived anew as long as something is wrong")
         return
-    by_digest = {store.digest(): store for store in stores}
+    by_digest = {old.digest(): old for store in stores for old in store.revisions()}
     wanted = stored.attributes["sources"]
     absent = [source["name"] for source in wanted if source["digest"] not in by_digest]
-    given = {store.location.path.name: store.location.url for store in by_digest.values()}
+    given = {store.location.name: store.location.url for store in by_digest.values()}
     stale = [name for name in absent if name in given]
     if stale:
         result.findings += [
@@ -147,14 +184,12 @@ def _check_skipped(location: Location) -> str:
     return f"{location.url}: says which {len(skipped['place'])} rows were left out"
 
 
-def _expected_names(store: CollectStore, tables: dict[str, tuple[str, ...]]) -> Iterator[str]:
-    yield "zarr.json"
-    for table, columns in tables.items():
-        yield f"{table}/zarr.json"
+def _expected_names(store: CollectStore, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for group, columns in groups.items():
+        yield f"{group}/zarr.json".lstrip("/")
         for column in columns:
-            yield f"{table}/{column}/zarr.json"
-            yield f"{table}/{column}/c/0" + ("/0" if column == "digest" else "")
-    yield "parts/zarr.json"
+            yield f"{group}/{column}/zarr.json"
+            yield f"{group}/{column}/c/0" + ("/0" if column == "digest" else "")
     for part in store.plan.parts:
         yield f"parts/{part.name}/zarr.json"
         for array in (*(f"{moment}_sum" for moment in store.plan.moments), COUNT):
@@ -210,7 +245,7 @@ def _derive_anew(
     # A store may have been renamed since.
     expected["sources"], sources = map(_without_names, (expected["sources"], found["sources"]))
     found = {**found, "sources": sources, "num_forget_records": records}
-    expected["num_forget_records"] = sum(store.plan.num_records for store in forget)
+    expected["num_forget_records"] = sum(len(store.records) for store in forget)
     changed += [key for key in expected if found.get(key) != expected[key]]
     if changed:
         raise DamageError(

@@ -9,7 +9,7 @@ import torch
 
 from kvwstream.collector import collect_record
 from kvwstream.models import LoadedModel, inference
-from kvwstream.pipelines.collect import Preparation
+from kvwstream.pipelines.prepare import Preparation
 
 
 def cost_ratios(loaded: LoadedModel, prepared: Preparation, records: int) -> list[float]:

@@ -100,7 +100,10 @@ def derive(
 
 
 def check_compatible(stores: Sequence[CollectStore]) -> None:
-    """`PlanMismatchError` unless all measure the same, `DataError` if two share an example."""
+    """`PlanMismatchError` unless all measure the same, `DataError` if two share an example.
+
+    Withdrawn examples do not count; a store of which nothing is left is refused.
+    """
     first = stores[0]
     if "abs" not in first.plan.moments:
         raise OptionError(f"{first.location.url}: has no abs moment, which the accessor needs")
@@ -112,8 +115,13 @@ def check_compatible(stores: Sequence[CollectStore]) -> None:
                 f"{first.location.url} and {store.location.url} do not belong together:\n  "
                 + "\n  ".join(differences)
             )
+        if not len(store.records):
+            raise DataError(f"{store.location.url}: every example is withdrawn, nothing is left")
         shared = []
-        for digest, name in zip(store.examples.digests, store.examples.ids, strict=True):
+        for position, digest in enumerate(store.examples.digests):
+            if position in store.revision.removed:
+                continue
+            name = store.examples.ids[position]
             owner = owners.setdefault(digest, (store, name))
             if owner[0] is not store:
                 shared.append(f"{owner[1]} = {name}")
@@ -217,11 +225,11 @@ def describe(retain: Sequence[CollectStore], forget: Sequence[CollectStore]) -> 
     return {
         "model": {field: plan.to_dict()[field] for field in STATISTIC_FIELDS},
         "moment": "abs",
-        "num_retain_records": sum(store.plan.num_records for store in retain),
+        "num_retain_records": sum(len(store.records) for store in retain),
         "sources": [
             {
                 "role": role,
-                "name": store.location.path.name,
+                "name": store.location.name,
                 "digest": store.digest(),
                 "plan": store.plan.to_dict(),
             }
@@ -237,7 +245,7 @@ def _leaves(stores: Sequence[CollectStore]) -> Iterator[Leaf]:
 
 def _sum_part(leaf: Leaf) -> CoefficientSums:
     store, index = leaf
-    data = store.read_part(index, ["abs"])
+    data = store.read_records(index, ["abs"])
     sums = CoefficientSums.empty(store.widths)
     for row, counts in zip(data.sums["abs"], data.counts, strict=True):
         sums.add(row, counts)
@@ -246,6 +254,6 @@ def _sum_part(leaf: Leaf) -> CoefficientSums:
 
 def _measure_part(leaf: Leaf, retain_mean: Float64, mask: Any) -> tuple[PartData, Float64, Float64]:
     store, index = leaf
-    data = store.read_part(index, ["abs"])
+    data = store.read_records(index, ["abs"])
     means = token_mean(data.sums["abs"], data.counts, store.widths)
     return data, means, accessor(means, retain_mean, mask)

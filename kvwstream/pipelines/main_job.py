@@ -17,9 +17,10 @@ from kvwstream.errors import StorageError
 from kvwstream.examples import Example
 from kvwstream.models import load_model
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.collect import collect, prepare
+from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.cost import cost_ratios
 from kvwstream.pipelines.evaluate import Evaluation, judge
+from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.progress import Progress
 from kvwstream.strength import Strength

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 
-from kvwstream.durable import fsync
 from kvwstream.errors import StorageError
 from kvwstream.pipelines.derive import check_compatible, derive, describe
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.collected import CollectStore
-from kvwstream.stores.location import Location, storage_errors
+from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics, StatisticsWriter
 
 
@@ -26,7 +23,7 @@ def reduce(
 
     Several stores of one kind count as one, in the order given. Raises `IncompleteError` listing
     unsealed parts, `PlanMismatchError` if the stores do not belong together, `DataError` if two of
-    them share an example, `StorageError` if `out` exists. Written beside its place and renamed:
+    them share an example, `StorageError` if `out` exists. Written beside its place and moved:
     what has the final name is whole.
     """
     progress = progress or Silent()
@@ -34,25 +31,23 @@ def reduce(
     forget_stores = open_stores(forget)
     stores = [*retain_stores, *forget_stores]
     check_compatible(stores)
-    place = Location(out).path
-    if os.path.lexists(place):
+    place = Location(out)
+    if place.exists():
         raise StorageError(f"{out}: exists already; choose another name or remove it")
-    draft = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = place.beside(f".{place.name}.partial")
+    draft.remove()
 
     num_parts = sum(store.plan.num_parts for store in stores)
-    num_records = sum(store.plan.num_records for store in forget_stores)
-    writer = StatisticsWriter(Location(str(draft)), stores[0].sites, num_records)
+    num_records = sum(len(store.records) for store in forget_stores)
+    writer = StatisticsWriter(draft, stores[0].sites, num_records)
     try:
         with progress.task("reduce", num_parts, "parts") as advance:
             derive(writer, retain_stores, forget_stores, advance)
         writer.finish(describe(retain_stores, forget_stores))
-        with storage_errors(out):
-            draft.rename(place)
-            fsync(place.parent)
+        draft.move(place, last="zarr.json")
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return Statistics.open(Location(out))
+        draft.remove()
+    return Statistics.open(place)
 
 
 def open_stores(urls: Sequence[str]) -> list[CollectStore]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kvwstream.readers import clear, mllmu, tofu
 from kvwstream.readers.rows import dataset_rows, jsonl_rows
 from kvwstream.readers.simple import simple_examples
 
-__all__ = ["FORMATS", "read_examples"]
+__all__ = ["FORMATS", "Source", "read_examples"]
 
 FORMATS = ("auto", "jsonl", "clear", "mllmu", "tofu")
 TASKS = {"clear": clear.TASKS, "mllmu": mllmu.TASKS, "tofu": tofu.TASKS, "jsonl": ("questions",)}
@@ -39,6 +40,58 @@ def read_examples(
     Raises `DataError` naming file and line or row at the first bad row, or hands each to
     `on_bad_row` and goes on.
     """
+    examples = list(_read(source, format, task, config, split, seed, on_bad_row))
+    check_examples(examples, source)
+    return examples
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where examples come from, as plain values: what a worker needs to read the same ones."""
+
+    data: str
+    format: str = "auto"
+    task: str | None = None
+    config: str | None = None
+    split: str = "train"
+    seed: int = 0
+    skip_bad_rows: bool = False
+
+    def read(self) -> tuple[list[Example], list[BadRow]]:
+        """Every example, checked, and the rows that were left out."""
+        bad: list[BadRow] = []
+        examples = read_examples(
+            self.data,
+            format=self.format,
+            task=self.task,
+            config=self.config,
+            split=self.split,
+            seed=self.seed,
+            on_bad_row=bad.append if self.skip_bad_rows else None,
+        )
+        return examples, bad
+
+    def read_again(self) -> list[Example]:
+        """The same examples where the data have been checked before; touches no image."""
+        skip = (lambda row: None) if self.skip_bad_rows else None
+        fields = (self.format, self.task, self.config, self.split, self.seed)
+        return list(_read(self.data, *fields, skip))
+
+    def absolute(self) -> Source:
+        """The same for a process that works in another folder."""
+        path = local_path(self.data)
+        return replace(self, data=str(path.resolve())) if path.exists() else self
+
+
+def _read(
+    source: str,
+    format: str,
+    task: str | None,
+    config: str | None,
+    split: str,
+    seed: int,
+    on_bad_row: Callable[[BadRow], None] | None,
+) -> Iterator[Example]:
     path = local_path(source)
     folder: Path | None = path if path.is_dir() else None
     if path.is_file():
@@ -47,18 +100,15 @@ def read_examples(
         rows = dataset_rows(source, config, split)
     else:
         raise DataError(f"{source}: no such file or folder, and not a hub id like owner/name")
-    examples: list[Example] = []
     for place, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
-            examples += _examples(row, place, format, task, seed, folder)
+            yield from list(_examples(row, place, format, task, seed, folder))
         except DataError as error:
             if on_bad_row is None:
                 raise
             on_bad_row(BadRow(place, str(error).removeprefix(f"{place}: ")))
-    check_examples(examples, source)
-    return examples
 
 
 def _examples(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
+from zarr.errors import NodeNotFoundError
 from zarr.storage import MemoryStore
 
 from kvwstream.errors import DamageError
@@ -53,39 +54,49 @@ def digest_array(values: Array) -> str:
     return digest.hexdigest()
 
 
-def create_array(
-    location: Location,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: Any,
-    dims: tuple[str, ...],
-    chunks: tuple[int, ...],
-    shards: tuple[int, ...] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> zarr.Array[Any]:
+class ArrayWriter:
     """An array at `location/name`, compressed, every chunk with a CRC-32C.
 
-    Only the array's own names are written (no group document appears above it), and none is ever
-    deleted: two workers that make the same array at once do not disturb each other.
+    It is encoded in memory and put object by object: only the array's own names are written, each
+    once and whole, and none is ever deleted, so two workers that make the same array at once do not
+    disturb each other.
     """
-    metadata: dict[str, Buffer] = {}
-    zarr.create_array(
-        MemoryStore(metadata),
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        compressors=[COMPRESSION, Crc32cCodec()],
-        fill_value="" if dtype is str else 0,
-        dimension_names=dims,
-        attributes=dict(attributes or {}),
-    )
-    place = location.at(*name.split("/"))
-    place.write("zarr.json", metadata["zarr.json"].to_bytes())
-    with storage_errors(place.url):
-        array = zarr.open_array(place.zarr(mkdir=True), mode="r+")
-    # a chunk that is not there is a damage, not zeros
-    return array.with_config({"write_empty_chunks": True})
+
+    def __init__(
+        self,
+        location: Location,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        dims: tuple[str, ...],
+        chunks: tuple[int, ...],
+        shards: tuple[int, ...] | None = None,
+    ) -> None:
+        self.place, self.shape = location.at(*name.split("/")), shape
+        self._encoded: dict[str, Buffer] = {}
+        array = zarr.create_array(
+            MemoryStore(self._encoded),
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=[COMPRESSION, Crc32cCodec()],
+            fill_value="" if dtype is str else 0,
+            dimension_names=dims,
+        )
+        # a chunk that is not there is a damage, not zeros
+        self._array = array.with_config({"write_empty_chunks": True})
+        self._put()
+
+    def write(self, values: Array, rows: slice = slice(None)) -> None:
+        """Fill whole chunks along the first axis."""
+        with storage_errors(self.place.url):
+            self._array[rows] = values
+        self._put()
+
+    def _put(self) -> None:
+        for key in list(self._encoded):
+            self.place.write(key, self._encoded.pop(key).to_bytes())
 
 
 def write_array(
@@ -98,19 +109,19 @@ def write_array(
 ) -> None:
     """Write a whole array at `location/name`."""
     kind = str if values.dtype.kind in "OTU" else values.dtype
-    array = create_array(location, name, values.shape, kind, dims, chunks, shards)
-    with storage_errors(location.at(name).url):
-        array[...] = values
+    ArrayWriter(location, name, values.shape, kind, dims, chunks, shards).write(values)
 
 
 def read_array(location: Location, name: str, rows: slice = slice(None)) -> Array:
     """The array at `location/name`; `DamageError` or `StorageError` where it cannot be read."""
     place = location.at(*name.split("/"))
-    if not place.exists():
+    if place.is_absent():
         raise DamageError(f"{place.url}: is missing")
     with storage_errors(place.url):
         try:
-            values = zarr.open_array(place.zarr(), mode="r")[rows]
+            values = zarr.open_array(place.zarr(), mode="r", zarr_format=3)[rows]
+        except NodeNotFoundError as error:
+            raise DamageError(f"{place.url}: is missing") from error
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             # Codecs and metadata report damage by these; what they say names no file.
             raise DamageError(f"{place.url}: cannot be decoded: {error}") from error

@@ -4,6 +4,7 @@
     STORE.zarr/sites/...            table of value projections
     STORE.zarr/examples/...         table of examples, in plan order
     STORE.zarr/skipped/...          table of rows that were left out, if any were
+    STORE.zarr/environment/...      versions and device that the first worker had
     STORE.zarr/parts/000000/...     arrays of a part; its own zarr.json, written last, is the seal
 
 A part without its `zarr.json` is no Zarr group: plain `zarr` does not see it either.
@@ -12,8 +13,8 @@ A part without its `zarr.json` is no Zarr group: plain `zarr` does not see it ei
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,35 +30,16 @@ from kvwstream.stores.arrays import (
     group_document,
     read_array,
     read_attributes,
-    read_table,
     write_array,
-    write_table,
 )
 from kvwstream.stores.location import Location
+from kvwstream.stores.revisions import Revision, read_revisions
+from kvwstream.stores.running import is_note
+from kvwstream.stores.tables import ExampleTable, read_examples, read_sites, write_tables
 
 COUNT = "token_count"
-SKIPPED = "skipped"
-COLUMNS = ("id", "digest", "num_tokens", "num_positions")
-"""Of the table of examples."""
+ENVIRONMENT = "environment"
 SEAL_NAME = re.compile(r"parts/(\d{6,})/zarr\.json")
-
-
-@dataclass(frozen=True)
-class ExampleTable:
-    """What the store says of its examples, in plan order; record k holds `plan.examples_of(k)`."""
-
-    ids: list[str]
-    digests: list[str]
-    """SHA-256 of each example's content."""
-    num_tokens: Int64
-    """(example,) length of prompt plus answer in tokens."""
-    num_positions: Int64
-    """(example,) positions that count."""
-
-    @property
-    def digest(self) -> str:
-        """The plan's `data_digest`: contents in order, ids apart."""
-        return digest_of(self.digests)
 
 
 @dataclass(frozen=True)
@@ -79,6 +61,7 @@ class CollectStore:
     plan: CollectPlan
     sites: list[Site]
     examples: ExampleTable
+    revision: Revision
 
     @classmethod
     def create(
@@ -94,7 +77,7 @@ class CollectStore:
         `PlanMismatchError` with a line per difference where the place holds another plan.
         """
         document = group_document({"kind": "collect", "plan": plan.to_dict()})
-        if location.names() and location.read("zarr.json") is None:
+        if location.listing() and location.read("zarr.json") is None:
             raise StorageError(f"{location.url}: holds other files; choose another place")
         if not location.create("zarr.json", document):
             differences = read_plan(location).differences(plan)
@@ -103,49 +86,47 @@ class CollectStore:
                     f"{location.url}: holds a store with another plan; use its options or another "
                     "place:\n  " + "\n  ".join(differences)
                 )
-        store = cls(location, plan, sites, examples)
+        store = cls(location, plan, sites, examples, Revision(plan.digest))
         if not store._has_tables():
-            store._write_tables(skipped)
+            write_tables(location, sites, examples, skipped)
             location.sync()
         return store
 
     @classmethod
     def open(cls, location: Location) -> CollectStore:
-        """An existing store; `DamageError` if plan or tables are not as the plan's digests say."""
+        """An existing store at its newest revision.
+
+        `DamageError` if plan or tables are not as the plan's digests say.
+        """
         plan = read_plan(location)
-        columns = read_table(location, "sites", Site._fields)
-        rows = zip(*(columns[field].tolist() for field in Site._fields), strict=True)
-        sites = [Site(*row) for row in rows]
-        if sites_digest(sites) != plan.sites_digest:
-            raise DamageError(f"{location.url}/sites: changed, its digest is not the plan's")
-        table = read_table(location, "examples", COLUMNS)
-        examples = ExampleTable(
-            table["id"].tolist(),
-            [row.tobytes().hex() for row in table["digest"]],
-            table["num_tokens"],
-            table["num_positions"],
-        )
-        if examples.digest != plan.data_digest:
-            raise DamageError(f"{location.url}/examples: changed, its digest is not the plan's")
-        return cls(location, plan, sites, examples)
+        sites, examples = read_sites(location, plan), read_examples(location, plan)
+        return cls(location, plan, sites, examples, read_revisions(location, plan)[-1])
+
+    def revisions(self) -> list[CollectStore]:
+        """The same store at every revision, from the one without withdrawals on."""
+        return [replace(self, revision=r) for r in read_revisions(self.location, self.plan)]
 
     @cached_property
     def widths(self) -> Int64:
         """(site,) knowledge vectors per site."""
         return np.array([site.width for site in self.sites], np.int64)
 
+    @cached_property
+    def records(self) -> Int64:
+        """Indices of the records that count: all but the withdrawn ones."""
+        removed = np.array(self.revision.removed, np.int64) // self.plan.batch_size
+        return np.setdiff1d(np.arange(self.plan.num_records), removed)
+
     def record_names(self) -> list[str]:
-        """Ids of the examples of each record, joined by commas."""
+        """Ids of the examples of each record that counts, joined by commas."""
         ids, plan = self.examples.ids, self.plan
         return [
-            ", ".join(ids[index] for index in plan.examples_of(record))
-            for record in range(plan.num_records)
+            ", ".join(ids[index] for index in plan.examples_of(record)) for record in self.records
         ]
 
     def sealed(self) -> set[int]:
         """Indices of the parts that have a seal; one listing."""
-        found = (SEAL_NAME.fullmatch(name) for name in self.location.names())
-        return {int(match[1]) for match in found if match}
+        return sealed_among(self.location.listing())
 
     def require_sealed(self) -> None:
         """`IncompleteError` listing every part without a seal, `DamageError` every extra one."""
@@ -171,6 +152,14 @@ class CollectStore:
         place = self.location.at("parts", data.part.name)
         if place.read("zarr.json") is not None:
             return
+        try:
+            self._write_part(place, data, environment)
+        except StorageError:
+            # Another worker may have sealed it in the meantime, and cleared away our drafts.
+            if place.read("zarr.json") is None:
+                raise
+
+    def _write_part(self, place: Location, data: PartData, environment: Mapping[str, str]) -> None:
         records, width = data.part.num_records, int(self.widths.max())
         chunk = (records, width)
         shard = (records, -(-self.plan.num_vectors // width) * width)
@@ -189,6 +178,44 @@ class CollectStore:
         }
         place.create("zarr.json", group_document({"seal": seal}, place, sha256))
         place.sync()
+
+    def claim(self, environment: Mapping[str, str], *, allow_mixed: bool = False) -> None:
+        """Make `environment` that of the store, if it has none; `PlanMismatchError` if another.
+
+        Parts made with other versions or on another kind of device would not have the same bits.
+        """
+        place = self.location.at(ENVIRONMENT)
+        attributes = {"environment": dict(environment), "sha256": digest_of(dict(environment))}
+        if place.create("zarr.json", group_document(attributes)):
+            place.sync()
+            return
+        first = self.environment()
+        differences = [
+            f"{name}: {first.get(name)} there, {environment.get(name)} here"
+            for name in sorted(first.keys() | environment.keys())
+            if first.get(name) != environment.get(name)
+        ]
+        if differences and not allow_mixed:
+            raise PlanMismatchError(
+                f"{self.location.url}: its parts are made in another environment, the bits would "
+                "differ; collect there, in another store, or with --allow-mixed:\n  "
+                + "\n  ".join(differences)
+            )
+
+    def environment(self) -> dict[str, str]:
+        """What the first worker had; `DamageError` if it is not as it was written."""
+        place = self.location.at(ENVIRONMENT)
+        attributes = read_attributes(place)
+        first = attributes.get("environment")
+        if not isinstance(first, dict) or digest_of(first) != attributes.get("sha256"):
+            raise DamageError(f"{place.url}: changed, not as digested")
+        return first
+
+    def tidy(self) -> None:
+        """Clear away what workers left behind, once every part is sealed and nobody is needed."""
+        if self.sealed() == set(range(self.plan.num_parts)):
+            self.location.delete(filter(is_note, self.location.listing()))
+            self.location.clean()
 
     def read_seal(self, index: int) -> dict[str, Any]:
         """The seal of a part; `DamageError` if it is missing, unreadable or of another plan."""
@@ -231,10 +258,20 @@ class CollectStore:
         counts = arrays.pop(COUNT)
         return PartData(part, {name.removesuffix("_sum"): a for name, a in arrays.items()}, counts)
 
+    def read_records(self, index: int, moments: Sequence[str] | None = None) -> PartData:
+        """`read_part` without the records that are withdrawn."""
+        data = self.read_part(index, moments)
+        if not self.revision.removed:
+            return data
+        kept = np.isin(np.arange(data.part.start, data.part.stop), self.records)
+        sums = {moment: values[kept] for moment, values in data.sums.items()}
+        return PartData(data.part, sums, data.counts[kept])
+
     def digest(self) -> str:
-        """SHA-256 of plan and seals: names the content of a complete store."""
+        """SHA-256 of plan, seals and revision: names the content of a complete store."""
         seals = [self.read_seal(index)["sha256"] for index in range(self.plan.num_parts)]
-        return digest_of([self.plan.to_dict(), seals])
+        content = [self.plan.to_dict(), seals]
+        return digest_of([*content, self.revision.digest] if self.revision.number else content)
 
     def _has_tables(self) -> bool:
         """Whether the tables are whole; the group of the parts is written after them."""
@@ -244,35 +281,11 @@ class CollectStore:
             return False
         return self.location.read("parts/zarr.json") is not None
 
-    def _write_tables(self, skipped: Sequence[BadRow]) -> None:
-        columns = {
-            field: np.array([getattr(site, field) for site in self.sites]) for field in Site._fields
-        }
-        write_table(self.location, "sites", "site", columns)
-        digests = np.array([list(bytes.fromhex(d)) for d in self.examples.digests], np.uint8)
-        write_table(
-            self.location,
-            "examples",
-            "example",
-            {
-                "id": np.array(self.examples.ids, dtype=object),
-                "digest": digests,
-                "num_tokens": self.examples.num_tokens,
-                "num_positions": self.examples.num_positions,
-            },
-        )
-        if skipped:
-            rows = {
-                field: np.array([getattr(row, field) for row in skipped], dtype=object)
-                for field in BadRow._fields
-            }
-            write_table(self.location, SKIPPED, "row", rows)
-        self.location.write("parts/zarr.json", group_document({}))
 
-
-def sites_digest(sites: Sequence[Site]) -> str:
-    """The plan's `sites_digest`."""
-    return digest_of([list(site) for site in sites])
+def sealed_among(names: Iterable[str]) -> set[int]:
+    """The parts whose seals are among the names of a store's objects."""
+    found = map(SEAL_NAME.fullmatch, names)
+    return {int(match[1]) for match in found if match}
 
 
 def read_plan(location: Location) -> CollectPlan:

@@ -1,95 +1,205 @@
-"""A folder of objects on a local path, through one interface that object storage shares.
+"""A folder of objects, on a local path or in a bucket, through one interface.
 
-Every name is written once. A write is atomic (it appears whole or not at all), `create` is a
-conditional put, and `sync` makes what was written survive a power cut.
+Every name of an artefact is written once. A write is atomic (it appears whole or not at all),
+`create` is a conditional put, and `sync` makes what was written survive a power cut.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError
+from obstore.store import LocalStore, ObjectStore, from_url
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 from zarr.errors import BaseZarrError
-from zarr.storage import ObjectStore
+from zarr.storage import ObjectStore as ZarrStore
+from zarr.storage import StorePath
 
 from kvwstream.durable import fsync
-from kvwstream.errors import DamageError, StorageError, first_line
+from kvwstream.errors import DamageError, OptionError, StorageError, first_line
 from kvwstream.paths import local_path
 
+T = TypeVar("T")
 STAGED = re.compile(r"#\d+$")
 """Files that another writer is about to rename to their name."""
+SCHEMES = ("s3", "gs", "az")
+RETRIES: Any = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {
+        "base": 2,
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=15),
+    },
+}
+"""What obstore does about an answer of 429 or 5xx, and about a connection that breaks."""
+ATTEMPTS = 4
+"""Of a conditional put, which obstore does not send again by itself when its answer is lost."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A folder, named as the user named it."""
+    """A folder, named as the user named it: a path, or `s3://`, `gs://`, `az://` and so on."""
 
     url: str
+
+    def __post_init__(self) -> None:
+        scheme = urlsplit(self.url).scheme if "://" in self.url else ""
+        if scheme and scheme not in SCHEMES:
+            raise OptionError(
+                f"{self.url}: {scheme}:// is not supported; a local path, or one of "
+                + ", ".join(f"{known}://" for known in SCHEMES)
+            )
+        if scheme and not urlsplit(self.url).path.strip("/"):
+            raise OptionError(f"{self.url}: names a whole bucket; name a folder within it")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path on this machine."""
+        return "://" not in self.url
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self.path.name if self.is_local else self.url.rstrip("/").rpartition("/")[2]
 
     def at(self, *names: str) -> Location:
         """A folder below this one."""
         return Location("/".join((self.url.rstrip("/"), *names)))
 
+    def beside(self, name: str) -> Location:
+        """A folder in the same folder."""
+        if self.is_local:
+            return Location(str(self.path.with_name(name)))
+        return Location(f"{self.url.rstrip('/').rpartition('/')[0]}/{name}")
+
     @property
     def path(self) -> Path:
         """The local folder."""
+        assert self.is_local, f"{self.url} is not a local path"
         return local_path(self.url)
 
-    def objects(self, *, mkdir: bool = False) -> LocalStore:
-        """The obstore store rooted here. Only a writer makes the folder."""
-        return LocalStore(prefix=self.path, mkdir=mkdir)
+    def _store(self, *, mkdir: bool = False) -> tuple[ObjectStore, str]:
+        """The obstore store and what stands before the names in it. Only a writer makes folders."""
+        if self.is_local:
+            return LocalStore(prefix=self.path, mkdir=mkdir), ""
+        parts = urlsplit(self.url)
+        path = parts.path.strip("/")
+        return _bucket(f"{parts.scheme}://{parts.netloc}"), f"{path}/" if path else ""
 
-    def zarr(self, *, mkdir: bool = False) -> ObjectStore[LocalStore]:
-        """The same as a Zarr store, read-only unless the folder may be made."""
-        return ObjectStore(self.objects(mkdir=mkdir), read_only=not mkdir)
+    def zarr(self) -> StorePath:
+        """The folder for Zarr to read."""
+        store, prefix = self._store()
+        return StorePath(ZarrStore(store, read_only=True), prefix.rstrip("/"))
 
     def exists(self) -> bool:
-        """Whether a folder is there; `StorageError` if it is a file."""
-        if self.path.is_file():
+        """Whether anything has this name."""
+        if self.is_local:
+            return os.path.lexists(self.path)
+        store, prefix = self._store()
+        with storage_errors(self.url):
+            return any(len(page) for page in obstore.list(store, prefix, chunk_size=1))
+
+    def is_absent(self) -> bool:
+        """Whether a local folder is missing, which obstore would make; a file is an error."""
+        if self.is_local and self.path.is_file():
             raise StorageError(f"{self.url}: is a file, expected a folder")
-        return self.path.exists()
+        return self.is_local and not self.path.exists()
 
     def read(self, name: str) -> bytes | None:
         """The object, or None where there is none."""
-        if not self.exists():
+        if self.is_absent():
             return None
+        store, prefix = self._store()
         with storage_errors(f"{self.url}/{name}"):
             try:
-                return bytes(obstore.get(self.objects(), name).bytes())
+                return bytes(obstore.get(store, prefix + name).bytes())
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object, whole or not at all."""
         with storage_errors(f"{self.url}/{name}"):
-            obstore.put(self.objects(mkdir=True), name, data)
+            store, prefix = self._store(mkdir=True)
+            obstore.put(store, prefix + name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put an object unless the name exists; returns whether it was put."""
+        """Put an object unless the name exists; returns whether it was put.
+
+        A storage that knows no conditional put is asked first whether the name exists.
+        """
         with storage_errors(f"{self.url}/{name}"):
+            store, prefix = self._store(mkdir=True)
             try:
-                obstore.put(self.objects(mkdir=True), name, data, mode="create")
+                self._again(lambda: obstore.put(store, prefix + name, data, mode="create"))
             except AlreadyExistsError:
                 return False
+            except (NotSupportedError, NotImplementedError):
+                if self.read(name) is not None:
+                    return False
+                self.write(name, data)
             return True
 
-    def names(self) -> dict[str, int]:
-        """Size in bytes of every object below, by name; one listing."""
-        if not self.exists():
+    def listing(self) -> dict[str, obstore.ObjectMeta]:
+        """Size and time of every object below, by name; one listing."""
+        if self.is_absent():
             return {}
+        store, prefix = self._store()
         with storage_errors(self.url):
-            pages = obstore.list(self.objects())
-            return {item["path"]: item["size"] for page in pages for item in page}
+            pages = obstore.list(store, prefix or None)
+            return {item["path"].removeprefix(prefix): item for page in pages for item in page}
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects; one that is gone already is no error."""
+        store, prefix = self._store()
+        with storage_errors(self.url):
+            for name in names:
+                try:
+                    obstore.delete(store, prefix + name)
+                except FileNotFoundError:
+                    continue
+
+    def remove(self) -> None:
+        """Remove everything below; for drafts, whose names nobody else uses."""
+        if self.is_local:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.delete(self.listing())
+
+    def move(self, place: Location, last: str) -> None:
+        """Give the folder another name: at once on a local path, object by object in a bucket.
+
+        There `last` follows when all others are in place. `StorageError` if the name is taken.
+        """
+        if self.is_local:
+            with storage_errors(place.url):
+                self.path.rename(place.path)
+                fsync(place.path.parent)
+            return
+        (store, source), (_, target) = self._store(), place._store()
+        with storage_errors(place.url):
+            for name in self.listing().keys() - {last}:
+                obstore.rename(store, source + name, target + name)
+        content = self.read(last)
+        if content is None or not place.create(last, content):
+            raise StorageError(f"{place.url}: exists already; another command wrote it just now")
+        self.delete([last])
 
     def sync(self) -> None:
-        """Flush every file below and the folders that name them."""
+        """Flush every local file below and the folders that name them; buckets need none."""
+        if not self.is_local:
+            return
         with storage_errors(self.url):
             for folder, _, files in os.walk(self.path):
                 for name in files:
@@ -97,6 +207,40 @@ class Location:
                         fsync(Path(folder, name))
                 fsync(Path(folder))
             fsync(self.path.parent)
+
+    def clean(self) -> None:
+        """Remove what killed writers left below a local folder: staged files, empty folders."""
+        if not self.is_local:
+            return
+        with storage_errors(self.url):
+            for folder, folders, files in os.walk(self.path, topdown=False):
+                for name in filter(STAGED.search, files):
+                    Path(folder, name).unlink(missing_ok=True)
+                for name in folders:
+                    below = Path(folder, name)
+                    if not any(below.iterdir()):
+                        below.rmdir()
+
+    def _again(self, put: Callable[[], T]) -> T:
+        """Try once more, later, what may have failed on its way to a bucket."""
+        if self.is_local:
+            return put()
+        for attempt in Retrying(
+            retry=retry_if_exception_type(GenericError),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential_jitter(initial=0.2, max=10),
+            reraise=True,
+        ):
+            with attempt:
+                return put()
+        raise AssertionError("unreachable")
+
+
+@lru_cache
+def _bucket(root: str) -> ObjectStore:
+    """One client, and with it one pool of connections, per bucket; settings by the environment."""
+    with storage_errors(root):
+        return from_url(root, retry_config=RETRIES)
 
 
 @contextmanager

@@ -19,14 +19,14 @@ from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Site, digest_of
 from kvwstream.stores.arrays import (
     Array,
     ArrayDigest,
-    create_array,
+    ArrayWriter,
     digest_array,
     group_document,
     read_array,
     read_attributes,
     write_array,
 )
-from kvwstream.stores.location import Location, storage_errors
+from kvwstream.stores.location import Location
 
 DIMS: dict[str, tuple[str, ...]] = {
     "retain_mean": ("vector",),
@@ -122,7 +122,7 @@ class RowWriter:
         self.parent, self.name = parent, name
         row = np.dtype(dtype).itemsize * shape[1]
         self.step = min(shape[0], max(1, CHUNK_BYTES // row))
-        self.array = create_array(
+        self.array = ArrayWriter(
             parent.location, name, shape, dtype, DIMS[name], (self.step, shape[1])
         )
         self.digest = ArrayDigest(dtype, shape)
@@ -145,8 +145,7 @@ class RowWriter:
     def _flush(self) -> None:
         if self.pending:
             stop = self.done + len(self.pending)
-            with storage_errors(self.parent.location.at(self.name).url):
-                self.array[self.done : stop] = np.stack(self.pending)
+            self.array.write(np.stack(self.pending), slice(self.done, stop))
             self.done, self.pending = stop, []
 
 

@@ -18,27 +18,34 @@ def open_statistics(url: str) -> xr.Dataset:
     `audit` does that.
     """
     location = Statistics.open(Location(url)).location
-    opened: xr.Dataset = xr.open_zarr(location.zarr())
+    opened: xr.Dataset = _open(location)
     coordinates = {name: opened[str(name)].load() for name in opened.coords}
     return opened.assign_coords(coordinates)
 
 
 def open_store(url: str) -> xr.Dataset:
-    """What `collect` wrote, all sealed parts in one: sums (record, vector), counts (record, site).
+    """What `collect` wrote, all parts in one: sums (record, vector), counts (record, site).
+
+    Withdrawn records are left out.
 
     Coordinates: `examples` (the ids of each record), `layer` and `channel` of each vector, `site`.
     `IncompleteError` if a part has no seal.
     """
     store = CollectStore.open(Location(url))
     store.require_sealed()
-    parts = [
-        xr.open_zarr(store.location.at("parts", part.name).zarr()) for part in store.plan.parts
-    ]
+    parts = [_open(store.location.at("parts", part.name)) for part in store.plan.parts]
     layers = np.array([site.layer for site in store.sites])
     joined: xr.Dataset = xr.concat(parts, dim="record", combine_attrs="drop")
+    joined = joined.isel(record=store.records)
     return joined.assign_coords(
         examples=("record", store.record_names()),
         site=[site.path for site in store.sites],
         layer=("vector", per_vector(layers, store.widths)),
         channel=("vector", np.concatenate([np.arange(width) for width in store.widths])),
     )
+
+
+def _open(location: Location) -> xr.Dataset:
+    folder = location.zarr()
+    opened: xr.Dataset = xr.open_zarr(folder.store, group=folder.path or None)
+    return opened

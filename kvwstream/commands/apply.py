@@ -1,4 +1,4 @@
-"""The command `apply`."""
+"""`kvwstream apply`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,241 @@
+"""Parts on the workers of a Dask cluster, one of our own on this machine or any that exists.
+
+Through the scheduler go a job (plain values) and part numbers, and back come receipts; what is
+measured goes from the workers to the store. A part that was lost with its worker, or that failed
+for a reason that may pass, is tried again, up to `ATTEMPTS` times.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask
+import torch
+from dask.distributed import Client, Future, Nanny, Scheduler, SpecCluster
+
+from kvwstream.errors import IncompleteError, OptionError, StorageError, first_line
+from kvwstream.models import resolve_device
+from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt, leave, run_part
+from kvwstream.plan import Part
+from kvwstream.progress import Progress
+
+ATTEMPTS = 3
+ENDED = ("finished", "error", "cancelled", "lost")
+SECONDS_BETWEEN_LOOKS = 0.02
+HOST = "127.0.0.1"
+WORKER = {
+    "nthreads": 1,
+    "memory_limit": 0,
+    "host": HOST,
+    "dashboard": False,
+    "silence_logs": logging.CRITICAL,
+}
+CLOSE_SECONDS = 5
+SETTINGS = {
+    # A task is a long run of C code: it must not be taken for a dead worker, nor moved to one
+    # that would have to load the model first, nor killed because weights fill the memory.
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.worker-ttl": None,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.comm.timeouts.connect": "60s",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where parts run: `workers` processes here, or the cluster of a scheduler."""
+
+    workers: int = 1
+    scheduler: str | None = None
+    """Address (`tcp://...`) or path of a scheduler file."""
+    gpus_per_worker: int = 1
+
+    @classmethod
+    def chosen(
+        cls, workers: int | None, scheduler: str | None, gpus_per_worker: int, share: str | None
+    ) -> Cluster | None:
+        """What the options say; None for no cluster. `OptionError` if they contradict."""
+        if scheduler and workers:
+            raise OptionError("--workers starts a cluster here, --scheduler uses another: give one")
+        if share and (scheduler or workers):
+            raise OptionError("--parts is for runs without a scheduler: leave the other option out")
+        if gpus_per_worker > 1 and not workers:
+            raise OptionError("--gpus-per-worker groups the GPUs of --workers; give it, too")
+        if not scheduler and not workers:
+            return None
+        return cls(workers or 1, scheduler, gpus_per_worker)
+
+
+def run_on_cluster(
+    cluster: Cluster, job: Job, parts: Iterable[Part], progress: Progress
+) -> Generator[Receipt | Failure]:
+    """Run parts; yields a receipt for each that is sealed and a failure for each given up.
+
+    Raises the error of the last worker that cannot even begin, and `StorageError` if the scheduler
+    is gone.
+    """
+    with _client(cluster, job) as client:
+        yield from _Run(client, job, parts, progress).results()
+
+
+class _Run:
+    """The parts that wait and those that are on the cluster, a few per worker at a time."""
+
+    def __init__(self, client: Client, job: Job, parts: Iterable[Part], progress: Progress) -> None:
+        self.client, self.job, self.progress = client, job, progress
+        self.waiting = deque(part.number for part in parts)
+        self.tries: Counter[int] = Counter()
+        self.futures: dict[Future, int] = {}
+        self.addresses: set[str] = set()
+        self.looked = -math.inf
+        self.sealed = 0
+
+    def results(self) -> Generator[Receipt | Failure]:
+        try:
+            while self.waiting or self.futures:
+                self._look()
+                self._submit()
+                ready = [future for future in self.futures if future.status in ENDED]
+                for future in ready:
+                    outcome = self._outcome(future, self.futures.pop(future))
+                    if outcome is not None:
+                        yield outcome
+                if not ready:
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+        finally:
+            self.client.cancel(list(self.futures))
+
+    def _look(self) -> None:
+        """Once a second: is the scheduler there, which workers are?"""
+        if time.monotonic() - self.looked < 1:
+            return
+        if self.client.status not in ("running", "connecting"):
+            raise StorageError(
+                f"the scheduler is gone ({self.client.status}); run the same command again when it "
+                "is back, sealed parts stay"
+            )
+        before, self.addresses = self.addresses, set(self._workers())
+        if not self.addresses and (before or self.looked < 0):
+            self.progress.tell("waiting for a worker of the cluster")
+        self.looked = time.monotonic()
+
+    def _workers(self) -> Iterable[str]:
+        try:
+            workers: dict[str, object] = self.client.scheduler_info(n_workers=-1)["workers"]
+            return workers
+        except (OSError, TimeoutError):  # it is away for a moment, or for good: see status
+            return self.addresses
+
+    def _submit(self) -> None:
+        """Keep two parts per worker on the cluster: few enough to lose, enough to stay busy."""
+        while self.waiting and len(self.futures) < 2 * max(len(self.addresses), 1):
+            number = self.waiting.popleft()
+            self.tries[number] += 1
+            future = self.client.submit(run_part, self.job, number, pure=False)
+            self.futures[future] = number
+
+    def _outcome(self, future: Future, number: int) -> Receipt | Failure | None:
+        """What came of a try; None where there will be another one."""
+        if future.status == "finished":
+            result: Receipt | Failure = future.result()
+        else:  # its workers died again and again, or cannot import kvwstream
+            error = future.exception() if future.status == "error" else future.status
+            told = f"{type(error).__name__}: {error}" if future.status == "error" else str(error)
+            result = Failure(number, FailureKind.storage, told, told)
+        if isinstance(result, Receipt):
+            self.sealed += 1
+            return result
+        if result.kind == FailureKind.opening:
+            self._dismiss(result)
+            self.tries[number] -= 1
+        elif result.kind == FailureKind.certain or self.tries[number] >= ATTEMPTS:
+            return result
+        else:
+            self.progress.tell(
+                f"part {number} failed, try {self.tries[number]} of {ATTEMPTS}: {result.reason}"
+            )
+            if result.kind == FailureKind.unexpected:
+                self._restart(result.worker)
+        self.waiting.append(number)
+        return None
+
+    def _dismiss(self, failure: Failure) -> None:
+        """Send a worker away that cannot begin, before it takes every part and fails."""
+        self.progress.tell(f"worker {failure.worker} cannot begin and is closed: {failure.reason}")
+        self.client.retire_workers([failure.worker], close_workers=True)
+        self.addresses = set(self._workers()) - {failure.worker}
+        if not self.addresses:
+            raise IncompleteError(f"no worker is left that can begin: {failure.reason}")
+
+    def _restart(self, address: str) -> None:
+        """A new process in the place of one that an error may have broken."""
+        try:
+            self.client.restart_workers([address], raise_for_error=False)
+        except ValueError:  # gone already, or without a nanny that would start it again
+            self.client.retire_workers([address], close_workers=True)
+
+
+@contextmanager
+def _client(cluster: Cluster, job: Job) -> Iterator[Client]:
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    with dask.config.set(SETTINGS):
+        if cluster.scheduler is None:
+            with _local(cluster, job) as local, Client(local, set_as_default=False) as client:
+                yield client
+            return
+        is_file = "://" not in cluster.scheduler and Path(cluster.scheduler).is_file()
+        where = {"scheduler_file" if is_file else "address": cluster.scheduler}
+        try:
+            client = Client(**where, set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise OptionError(f"scheduler {cluster.scheduler}: {first_line(error)}") from error
+        with client:
+            yield client
+            client.run(leave, job, on_error="ignore")
+
+
+@contextmanager
+def _local(cluster: Cluster, job: Job) -> Iterator[SpecCluster]:
+    """A scheduler here and one process per worker; nothing listens beyond this machine."""
+    groups = _gpu_groups(cluster, job)
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {**WORKER, "env": groups[number]},
+        }
+        for number in range(cluster.workers)
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": HOST, "port": 0, "dashboard": False}}
+    local = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    try:
+        yield local
+    finally:
+        local.close(timeout=CLOSE_SECONDS)
+
+
+def _gpu_groups(cluster: Cluster, job: Job) -> list[dict[str, str]]:
+    """What each worker's process sees: the first worker the first GPUs, the second the next."""
+    if job.device not in ("auto", "cuda") or resolve_device(job.device).type != "cuda":
+        return [{}] * cluster.workers
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    size = cluster.gpus_per_worker
+    if cluster.workers * size > len(gpus):
+        raise OptionError(
+            f"{cluster.workers} workers with {size} GPUs each need {cluster.workers * size}, "
+            f"{len(gpus)} are visible; use fewer --workers or --gpus-per-worker"
+        )
+    groups = (gpus[number * size : (number + 1) * size] for number in range(cluster.workers))
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]

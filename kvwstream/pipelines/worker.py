@@ -1,0 +1,231 @@
+"""One process that runs parts: a model in memory, a store to write to, a receipt per part."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from kvwstream.checkpoint import Checkpoint
+from kvwstream.collector import collect_record
+from kvwstream.errors import KvwstreamError, ModelError, StorageError
+from kvwstream.models import LoadedModel, environment_of, inference, load_model
+from kvwstream.paths import local_path
+from kvwstream.pipelines.prepare import Preparation, reopen
+from kvwstream.plan import Part, Site
+from kvwstream.progress import Advance
+from kvwstream.readers import Source
+from kvwstream.rounding import decode
+from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.location import Location
+from kvwstream.stores.running import Notebook
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know to run parts of a store, as plain values."""
+
+    store: str
+    model: str
+    source: Source
+    device: str = "auto"
+    device_map: str | None = None
+    cross_attention: bool = False
+    allow_mixed: bool = False
+
+    def absolute(self) -> Job:
+        """The same for a process that works in another folder."""
+        store, model = Location(self.store), local_path(self.model)
+        return replace(
+            self,
+            store=str(store.path.resolve()) if store.is_local else self.store,
+            model=str(model.resolve()) if model.exists() else self.model,
+            source=self.source.absolute(),
+        )
+
+
+class Receipt(NamedTuple):
+    """A part is sealed."""
+
+    part: int
+    records: int
+    tokens: int
+
+
+class Failure(NamedTuple):
+    """A part is not sealed."""
+
+    part: int
+    kind: FailureKind
+    reason: str
+    """One line."""
+    traceback: str
+    worker: str = ""
+    """Address of the cluster's worker."""
+
+
+class FailureKind(StrEnum):
+    """What a failure says of another try."""
+
+    certain = "certain"
+    """The same part would fail again: bad data, numbers that are not finite."""
+    storage = "storage"
+    """It may pass."""
+    unexpected = "unexpected"
+    """The process may be broken, as after an error of a GPU."""
+    opening = "opening"
+    """The worker never came to run the part: no model, no data, another environment."""
+
+
+class Worker:
+    """A loaded model at work on one store."""
+
+    def __init__(
+        self, prepared: Preparation, store: CollectStore, loaded: LoadedModel, *, allow_mixed: bool
+    ) -> None:
+        check_weights(loaded, prepared.sites)
+        self.prepared, self.store, self.loaded = prepared, store, loaded
+        self.environment = environment_of(loaded.device)
+        store.claim(self.environment, allow_mixed=allow_mixed)
+        self.notebook = Notebook(store.location)
+
+    @classmethod
+    def open(cls, job: Job) -> Worker:
+        """Everything anew from plain values, in a process that knows nothing yet."""
+        store = CollectStore.open(Location(job.store))
+        prepared = reopen(
+            store,
+            job.model,
+            job.source.read_again(),
+            device=job.device,
+            cross_attention=job.cross_attention,
+        )
+        device = str(prepared.device)
+        loaded = load_model(prepared.folder, store.plan.dtype, device, job.device_map)
+        return cls(prepared, store, loaded, allow_mixed=job.allow_mixed)
+
+    def run(self, part: Part, advance: Advance | None = None) -> Receipt:
+        """Measure a part and seal it."""
+        run = 0
+
+        def count(units: int, tokens: int = 0) -> None:
+            nonlocal run
+            run += tokens
+            page.advance(units)
+            if advance:
+                advance(units, tokens)
+
+        with (
+            inference(self.loaded.model, self.prepared.plan.threads),
+            self.notebook.part(part.number) as page,
+        ):
+            try:
+                data = collect_part(self.loaded, self.prepared, part, count)
+            except BaseException:
+                if advance:
+                    advance(-page.records, -run)
+                raise
+        self.store.write_part(data, self.environment)
+        return Receipt(part.number, part.num_records, run)
+
+    def attempt(self, part: Part, advance: Advance | None = None) -> Receipt | Failure:
+        """`run`, with whatever goes wrong as a value."""
+        try:
+            return self.run(part, advance)
+        except Exception as error:
+            return failure(part.number, error)
+
+
+def failure(part: int, error: Exception, kind: FailureKind | None = None) -> Failure:
+    """The error as plain values, which survive the way to another process."""
+    if kind is None and isinstance(error, KvwstreamError):
+        kind = FailureKind.storage if isinstance(error, StorageError) else FailureKind.certain
+    reason = str(error) if isinstance(error, KvwstreamError) else f"{type(error).__name__}: {error}"
+    told = "".join(traceback.format_exception(error))
+    return Failure(part, kind or FailureKind.unexpected, reason, told)
+
+
+def collect_part(
+    loaded: LoadedModel, prepared: Preparation, part: Part, advance: Advance | None = None
+) -> PartData:
+    """Measure the records of one part; touches no storage."""
+    plan = prepared.plan
+    sums = {
+        moment: np.empty((part.num_records, plan.num_vectors), np.float32)
+        for moment in plan.moments
+    }
+    counts = np.empty((part.num_records, plan.num_sites), np.int64)
+    for row, record in enumerate(range(part.start, part.stop)):
+        batch = prepared.batch(record).to(loaded.device)
+        values, counts[row] = collect_record(
+            loaded.model, prepared.sites, batch, plan.moments, record, prepared.names(record)
+        )
+        for moment, value in zip(plan.moments, values, strict=True):
+            sums[moment][row] = value
+        if advance:
+            advance(1, sum(prepared.spans[index].total for index in plan.examples_of(record)))
+    return PartData(part, sums, counts)
+
+
+def check_weights(loaded: LoadedModel, sites: Sequence[Site]) -> None:
+    """The tensor that `apply` would scale must be the weight that was loaded at the site."""
+    checkpoint = Checkpoint.open(loaded.folder)
+    for site in sites:
+        tensor = checkpoint.tensors[site.tensor]
+        weight: Any = loaded.model.get_submodule(site.path).weight
+        raw = b"".join(checkpoint.blocks(tensor))
+        stored = torch.from_numpy(decode(raw, tensor.dtype).reshape(tensor.shape).copy())
+        if not torch.equal(stored.to(weight.dtype), weight.cpu()):
+            raise ModelError(
+                f"{loaded.folder}: the tensor {site.tensor} is not what {site.path} was loaded "
+                "with; the checkpoint's names cannot be matched to this model"
+            )
+
+
+_opened: tuple[Job, Worker] | None = None
+_one_at_a_time = threading.Lock()
+
+
+def run_part(job: Job, number: int) -> Receipt | Failure:
+    """The task of a cluster: run a part on this process's worker, made at its first part.
+
+    One part at a time, and one model in memory, however many threads or jobs the process has.
+    """
+    from dask.distributed import get_worker
+
+    with _one_at_a_time:
+        outcome = _run_part(job, number)
+    if isinstance(outcome, Failure):
+        return outcome._replace(worker=get_worker().address)
+    return outcome
+
+
+def _run_part(job: Job, number: int) -> Receipt | Failure:
+    global _opened
+    disable_progress_bar()
+    if _opened is None or _opened[0] != job:
+        if _opened:
+            _opened[1].notebook.close()
+        _opened = None
+        try:
+            _opened = job, Worker.open(job)
+        except Exception as error:
+            return failure(number, error, FailureKind.opening)
+    worker = _opened[1]
+    return worker.attempt(worker.prepared.plan.part(number))
+
+
+def leave(job: Job) -> None:
+    """Let the process's worker go, with its model."""
+    global _opened
+    with _one_at_a_time:
+        if _opened and _opened[0] == job:
+            _opened[1].notebook.close()
+            _opened = None
