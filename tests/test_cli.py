@@ -217,29 +217,48 @@ def test_unknown_names_are_attribute_errors():
         kvwstream.colect  # noqa: B018
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```(?:{language})\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```(?:{language})\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def test_the_commands_of_the_readme_run(llama, data, tmp_path):
-    """Every `sh` block but those that begin with make or git, then the Python block."""
-    (tmp_path / "model").symlink_to(llama)
-    for kind in ("retain", "forget"):
-        (tmp_path / f"{kind}.jsonl").write_bytes(data[kind].read_bytes())
-    scripts = [b for b in blocks("sh") if not re.match(r"\s*(make|git|pip|python)", b)]
-    assert len(scripts) >= 5
+def run_page(page: Path, folder: Path) -> None:
+    """Every `sh` block but those that begin with make or git, then the Python blocks as one."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    scripts = [b for b in blocks("sh", page) if not re.match(r"\s*(make|git|pip|python)", b)]
     for script in scripts:
         done = subprocess.run(
-            ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path},
+            ["bash", "-euc", script], cwd=folder, env={**os.environ, "PATH": path},
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, script + done.stdout + done.stderr
-    for script in blocks("python"):
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, script + done.stderr
+    script = "\n".join(blocks("python", page))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, script + done.stderr
+
+
+@pytest.fixture
+def workplace(llama, data, tmp_path) -> Path:
+    """What the pages expect to find."""
+    (tmp_path / "model").symlink_to(llama)
+    for kind in ("retain", "forget"):
+        (tmp_path / f"{kind}.jsonl").write_bytes(data[kind].read_bytes())
+    return tmp_path
+
+
+def test_what_the_readme_shows_runs(workplace):
+    assert len(blocks("sh")) >= 5
+    run_page(README, workplace)
+
+
+def test_what_the_guide_and_the_format_page_show_runs(workplace):
+    docs = README.parent / "docs"
+    run_page(docs / "guide.md", workplace)
+    run_page(docs / "store-format.md", workplace)
+    made = tree_bytes(workplace / "back")
+    made.pop("kvwstream.json")
+    assert made == tree_bytes(workplace / "model"), "--until 0 is the base, byte for byte"
 
 
 def test_the_targets_of_the_readme_exist():

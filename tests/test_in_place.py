@@ -236,6 +236,12 @@ def test_the_dead_zone_of_bfloat16():
     assert factor(below, "BF16", "in-place") == 1.0
     assert abs(factor(below, "BF16", "exact") - math.exp(-GAMMA * below * STEPS)) < 1e-3
     assert factor(above, "BF16", "in-place") < 0.6 * factor(above, "BF16", "exact")
+    # float16: from 0.0122 on
+    narrow = -math.log1p(-(2.0**-12)) / GAMMA
+    assert abs(narrow - 0.0122) < 1e-4
+    assert (
+        factor(narrow - 1e-4, "F16", "in-place") == 1.0 > factor(narrow + 1e-4, "F16", "in-place")
+    )
     one = encode(np.array([math.exp(-GAMMA * below), math.exp(-GAMMA * above)]), "BF16")
     assert one.tolist() == [0x3F80, 0x3F7F]
 
