@@ -32,6 +32,7 @@ from kvwstream.pipelines.demo import facts
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.smollm2 import smollm2_checkpoint
+from kvwstream.strength import Strength
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = LayerRange(1, 27)
@@ -88,8 +89,9 @@ import sys
 from pathlib import Path
 from kvwstream.accessor import LayerRange
 from kvwstream.pipelines.apply import apply
+from kvwstream.strength import Strength
 model, statistics, out = sys.argv[1:]
-apply(Path(model), statistics, Path(out), gamma=0.02, layers=LayerRange(1, 27))
+apply(Path(model), statistics, Path(out), Strength(0.02, LayerRange(1, 27)))
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
@@ -147,7 +149,7 @@ def measure(model: Path, folder: Path) -> list[Row]:
     collect(prepare(str(model), facts("retain"), moments=("abs", "signed", "square")), str(big))
 
     def weaken(out: Path) -> None:
-        apply(model, statistics, out, gamma=0.02, layers=LAYERS)
+        apply(model, statistics, out, Strength(0.02, LAYERS))
 
     def reduce_retain(out: Path) -> None:
         reduce([stores["retain"]], str(out))

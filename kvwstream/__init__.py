@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvwstream.accessor import LayerRange
     from kvwstream.errors import KvwstreamError
+    from kvwstream.gates import attach_gates
     from kvwstream.pipelines.apply import apply
     from kvwstream.pipelines.audit import audit
     from kvwstream.pipelines.collect import collect
-    from kvwstream.pipelines.evaluate import Strength, evaluate
+    from kvwstream.pipelines.evaluate import evaluate
     from kvwstream.pipelines.prepare import prepare
     from kvwstream.pipelines.reduce import reduce
     from kvwstream.readers import read_examples
     from kvwstream.stores.views import open_statistics, open_store
+    from kvwstream.strength import Strength
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "LayerRange",
     "Strength",
     "apply",
+    "attach_gates",
     "audit",
     "collect",
     "evaluate",
@@ -39,8 +42,9 @@ __all__ = [
 _HOMES = {
     "KvwstreamError": "errors",
     "LayerRange": "accessor",
-    "Strength": "pipelines.evaluate",
+    "Strength": "strength",
     "apply": "pipelines.apply",
+    "attach_gates": "gates",
     "audit": "pipelines.audit",
     "collect": "pipelines.collect",
     "evaluate": "pipelines.evaluate",

@@ -43,7 +43,13 @@ def exponent(accessors: npt.ArrayLike) -> Float64:
 
 def gates(exponents: Float64, gamma: float) -> Float64:
     """exp(-gamma * S) (Eq. 5), in (0, 1]; `OptionError` unless gamma is finite and not negative."""
-    return exp_negative(-check_gamma(gamma) * exponents)
+    return exp_negative(log_gates(exponents, gamma))
+
+
+def log_gates(exponents: Float64, gamma: float) -> Float64:
+    """-gamma * S, not positive; `OptionError` unless gamma is finite and not negative."""
+    values: Float64 = 0.0 - check_gamma(gamma) * exponents  # no gate is a negative zero
+    return values
 
 
 def check_gamma(gamma: float) -> float:
@@ -92,13 +98,18 @@ def vector_gates(
 ) -> Float64:
     """(vector,) gates: exp(-gamma * S) within `layers`, 1 outside.
 
-    `OptionError` if `layers` goes beyond the last site's layer.
+    Raises what `sites_within` does.
     """
-    layers.check(1 + max(site.layer for site in sites))
-    if not any(site.layer in layers for site in sites):
-        raise OptionError(f"layers {layers}: none of them has a value projection to weaken")
-    values = gates(exponents, gamma)
-    for site in sites:
-        if site.layer not in layers:
-            values[site.vectors] = 1.0
+    values = np.ones_like(exponents)
+    for site in sites_within(sites, layers):
+        values[site.vectors] = gates(exponents[site.vectors], gamma)
     return values
+
+
+def sites_within(sites: Sequence[Site], layers: LayerRange) -> list[Site]:
+    """Sites of the layers; `OptionError` if there are none, or layers beyond the last site's."""
+    layers.check(1 + max(site.layer for site in sites))
+    chosen = [site for site in sites if site.layer in layers]
+    if not chosen:
+        raise OptionError(f"layers {layers}: none of them has a value projection to weaken")
+    return chosen

@@ -20,7 +20,7 @@ Store = Annotated[
     str, typer.Argument(metavar="STORE", help="Zarr store, a path or s3://, gs://, az://.")
 ]
 Artefacts = Annotated[
-    list[str], typer.Argument(metavar="PATH", help="Stores, statistics, weakened checkpoints.")
+    list[str], typer.Argument(metavar="PATH", help="Stores, statistics, what `apply` wrote.")
 ]
 Split = Annotated[str, typer.Option(help="Split of a data set.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a data set.")]
@@ -60,3 +60,19 @@ SkipBadRows = Annotated[
 ]
 Format = Annotated[Formats, typer.Option(help="Whose rows they are; auto: by their columns.")]
 Task = Annotated[str | None, typer.Option(help="Which of a benchmark's questions.")]
+
+
+class Accessors(StrEnum):
+    """Which C_f enters A."""
+
+    record = "record"
+    running = "running"
+    mean = "mean"
+
+
+Power = Annotated[float, typer.Option(help="P in the sum of max(0, A - T)^P; a multiple of 0.5.")]
+Threshold = Annotated[float, typer.Option(help="T in the sum of max(0, A - T)^P.")]
+Accessor = Annotated[
+    Accessors, typer.Option(help="C_f in A: of each record, their running mean, or their mean.")
+]
+Until = Annotated[int | None, typer.Option(help="Only the first so many forget records.")]

@@ -1,6 +1,7 @@
-"""One multiplication, one rounding: raw weights of a dtype times float64 factors. NumPy only.
+"""Raw weights of a dtype times gates, every rounding to nearest even. NumPy only.
 
-The product is taken in float64 and rounded once, to nearest even, to the dtype of the weight.
+`scale`: one product in float64, one rounding to the dtype of the weight. `scale_in_place`: product
+after product in that dtype, each rounded, as a model's own weights would be multiplied.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ _TINY = 2.0**-126
 """Smallest normal bfloat16."""
 _STRIP = 1 << 15
 """Elements per pass: the temporaries stay in the processor's cache."""
+_TILE_ROWS = 64
+"""Rows per pass where gate after gate is applied; the columns follow from `_STRIP`."""
 
 
 def decode(raw: bytes, dtype: str) -> npt.NDArray[Any]:
@@ -77,3 +80,45 @@ def scale(
             strip *= factors[first_row + start : first_row + start + len(strip), None]
         result[rows] = encode(strip, dtype)
     return result.tobytes()
+
+
+def scale_in_place(
+    raw: bytes,
+    dtype: str,
+    columns: int,
+    axis: int,
+    gates: npt.NDArray[Any],
+    *,
+    first_row: int,
+) -> bytes:
+    """Rows of a (row, column) matrix, from `first_row` on, times each row of `gates` in turn.
+
+    `gates` (record, width) are in the weight's dtype, as `encode` gives them. A bfloat16 product is
+    one of float32, rounded: torch's own, and exact before the rounding but for subnormal numbers.
+    """
+    values = decode(raw, dtype).reshape(-1, columns)
+    result = np.empty(values.shape, _NATIVE.get(dtype, "<u2"))
+    for row in range(0, len(values), _TILE_ROWS):
+        for column in range(0, columns, _STRIP // _TILE_ROWS):
+            tile = (
+                slice(row, row + _TILE_ROWS),
+                slice(column, column + _STRIP // _TILE_ROWS),
+            )
+            part = values[tile].copy()
+            span = tile[1] if axis == 1 else slice(first_row + row, first_row + row + len(part))
+            chosen = gates[:, span]
+            steps = decode(chosen.tobytes(), dtype).reshape(chosen.shape)
+            with np.errstate(under="ignore", invalid="ignore"):
+                for gate in steps:
+                    np.multiply(part, gate if axis == 1 else gate[:, None], out=part)
+                    if dtype == "BF16":
+                        _round_to_bfloat16(part)
+            result[tile] = part.view(np.uint32) >> 16 if dtype == "BF16" else part
+    return result.tobytes()
+
+
+def _round_to_bfloat16(values: npt.NDArray[np.float32]) -> None:
+    """In place; what is left of each float32 is a bfloat16."""
+    bits = values.view(np.uint32)
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    bits &= np.uint32(0xFFFF_0000)

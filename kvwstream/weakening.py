@@ -9,23 +9,47 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvwstream.checkpoint import Checkpoint, Tensor
 from kvwstream.durable import fsync
-from kvwstream.rounding import ITEMSIZE, scale
+from kvwstream.rounding import ITEMSIZE, scale, scale_in_place
 
 
-class Scaling(NamedTuple):
-    """Factors for the slices of a tensor along an axis, float64 (width,)."""
+class Exact(NamedTuple):
+    """Factors for the slices of a tensor along an axis: float64 (width,), one rounding."""
 
     axis: int
     factors: np.ndarray[tuple[int], np.dtype[np.float64]]
+
+    def scaled(self, raw: bytes, tensor: Tensor, first_row: int) -> bytes:
+        """Some rows of the tensor, weakened; factors of one leave every bit, of a NaN too."""
+        if np.all(self.factors == 1):
+            return raw
+        return scale(
+            raw, tensor.dtype, tensor.shape[1], self.axis, self.factors, first_row=first_row
+        )
+
+
+class InPlace(NamedTuple):
+    """Gates (record, width) in the tensor's dtype: one rounded multiplication per record."""
+
+    axis: int
+    gates: np.ndarray[tuple[int, int], np.dtype[Any]]
+
+    def scaled(self, raw: bytes, tensor: Tensor, first_row: int) -> bytes:
+        """Some rows of the tensor, weakened record after record."""
+        return scale_in_place(
+            raw, tensor.dtype, tensor.shape[1], self.axis, self.gates, first_row=first_row
+        )
+
+
+Scaling = Exact | InPlace
 
 
 class TensorDigests(NamedTuple):
@@ -36,36 +60,41 @@ class TensorDigests(NamedTuple):
 
 
 def copy_scaled(
-    base: Checkpoint, out: Path, scalings: Mapping[str, Scaling]
+    base: Checkpoint,
+    out: Path,
+    touched: Collection[str],
+    scalings: Iterable[Mapping[str, Scaling]],
 ) -> dict[str, TensorDigests]:
-    """Copy `base` into the new folder `out`, multiplying some tensors (Eq. 6).
+    """Copy `base` into the new folder `out`, multiplying the `touched` tensors (Eq. 6).
 
-    Each byte is read once; the digests of every tensor before and after come with the pass. Shards
-    without a scaled tensor are hard-linked where the file system allows. Files are fsynced.
+    `scalings` come in batches, so that not all need be in memory. Each byte is read once; the
+    digests of every tensor before and after come with the pass. Shards without a scaled tensor are
+    hard-linked where the file system allows. Files are fsynced.
     """
     for name in base.side_files():
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(base.folder / name, target)
         fsync(target)
-    touched = {base.tensors[name].shard for name in scalings}
+    shards = {base.tensors[name].shard for name in touched}
     for shard in base.shards:
-        if shard in touched:
+        if shard in shards:
             _copy_header(base, shard, out)
         else:
             _link(base.folder / shard, out / shard)
 
-    def copy(name: str) -> TensorDigests:
-        return _copy_tensor(
-            base, name, out, scalings.get(name), base.tensors[name].shard in touched
-        )
+    def copy(name: str, scaling: Scaling | None = None) -> TensorDigests:
+        return _copy_tensor(base, name, out, scaling, base.tensors[name].shard in shards)
 
+    kept = [name for name in base.tensors if name not in touched]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = dict(zip(base.tensors, pool.map(copy, base.tensors), strict=True))
-    for shard in touched:
+        digests = dict(zip(kept, pool.map(copy, kept), strict=True))
+        for batch in scalings:
+            digests |= zip(batch, pool.map(copy, batch, batch.values()), strict=True)
+    for shard in shards:
         fsync(out / shard)
     fsync(out)
-    return digests
+    return {name: digests[name] for name in base.tensors}
 
 
 def _copy_tensor(
@@ -96,7 +125,7 @@ def scaled_blocks(
     rows, columns = tensor.shape
     first = 0
     for block in base.blocks(tensor, rows):
-        yield block, scale(block, tensor.dtype, columns, *scaling, first_row=first)
+        yield block, scaling.scaled(block, tensor, first)
         first += len(block) // (columns * ITEMSIZE[tensor.dtype])
 
 

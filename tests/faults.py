@@ -7,6 +7,7 @@ every single file matters is tested beside them, without a table.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,10 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
+from safetensors import numpy as numbers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from kvwstream.adapter import CONFIG, WEIGHTS
 from kvwstream.checkpoint import INDEX, MANIFEST, Checkpoint
-from kvwstream.plan import canonical_json
+from kvwstream.plan import canonical_json, digest_of
 from kvwstream.stores.arrays import digest_array
 
 PART = "parts/000001"
@@ -162,8 +166,81 @@ def forge_tensor(folder: Path, name: str, factor: float) -> None:
     def agree(manifest: dict[str, Any]) -> None:
         manifest["weakened"][name]["after"] = forged.tensor_digests[name]
         manifest["digest"] = forged.digest
+        close(manifest)
 
     edit_json(folder / MANIFEST, agree)
+
+
+def close(manifest: dict[str, Any]) -> None:
+    """Make the manifest's own digest agree with what it says now."""
+    manifest.pop("sha256")
+    manifest["sha256"] = digest_of(manifest)
+
+
+def edit_gates(file: Path, edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Rewrite a gates file with its tensors and its manifest changed in place."""
+    with safe_open(file, "np") as opened:
+        manifest = json.loads(opened.metadata()[MANIFEST])
+    tensors = numbers.load_file(file)
+    edit(tensors, manifest)
+    file.write_bytes(numbers.save(tensors, {MANIFEST: json.dumps(manifest)}))
+
+
+def edit_vectors(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite an adapter's tensors; its manifest agrees with the file, not with the gates in it."""
+    tensors = numbers.load_file(folder / WEIGHTS)
+    edit(tensors)
+    (folder / WEIGHTS).write_bytes(numbers.save(tensors, {"format": "pt"}))
+    agree_on_files(folder)
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite an adapter's configuration; its manifest agrees with the file."""
+    edit_json(folder / CONFIG, edit)
+    agree_on_files(folder)
+
+
+def agree_on_files(folder: Path) -> None:
+    def agree(manifest: dict[str, Any]) -> None:
+        for name in manifest["files"]:
+            manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        close(manifest)
+
+    edit_json(folder / MANIFEST, agree)
+
+
+def forge_gate(tensors: dict[str, Any], manifest: dict[str, Any], edit: Any = None) -> None:
+    """Change the gates of a site, and all digests with them, as one who wants to deceive would."""
+    name = f"base_model.model.{SITE}.ia3_l" if SITE not in tensors else SITE
+    tensors[name] = (edit or (lambda values: values / 2))(tensors[name])
+    manifest["gates"][SITE]["sha256"] = hashlib.sha256(tensors[name].tobytes()).hexdigest()
+    close(manifest)
+
+
+def forge_vectors(folder: Path, edit: Any = None) -> None:
+    tensors = numbers.load_file(folder / WEIGHTS)
+    edit_json(folder / MANIFEST, lambda manifest: forge_gate(tensors, manifest, edit))
+    edit_vectors(folder, lambda old: old.update(tensors))
+
+
+def gates_say(field: str, value: Any) -> Callable[[Path], None]:
+    """A gates file whose manifest was changed, its own digest with it."""
+
+    def lie(tensors: dict[str, Any], manifest: dict[str, Any]) -> None:
+        manifest[field] = value
+        close(manifest)
+
+    return lambda file: edit_gates(file, lie)
+
+
+def adapter_says(field: str, value: Any) -> Callable[[Path], None]:
+    """An adapter whose manifest was changed, its own digest with it."""
+
+    def lie(manifest: dict[str, Any]) -> None:
+        manifest[field] = value
+        close(manifest)
+
+    return lambda folder: edit_json(folder / MANIFEST, lie)
 
 
 def manifest(field: str, value: Any) -> Callable[[Path], None]:
@@ -515,6 +592,9 @@ FIRST = "model.layers.0.mlp.down_proj.weight"
 KEPT = "model.layers.2.mlp.down_proj.weight"
 NORM = "model.norm.weight"
 
+SITE = "model.layers.0.mlp.down_proj"
+SHAPE = (("power", 2.0), ("threshold", 0.01), ("accessor", "running"))
+
 WEAKENED = [
     Fault("bit of a weakened tensor", lambda w: flip_tensor(w, FIRST), rf"tensor {FIRST}: changed"),
     Fault("bit of a kept tensor", lambda w: flip_tensor(w, NORM), rf"tensor {NORM}: changed"),
@@ -560,7 +640,7 @@ WEAKENED = [
     Fault(
         "manifest of another version",
         manifest("manifest_version", 9),
-        rf"weak/{MANIFEST}: manifest version 9, expected 1",
+        rf"weak/{MANIFEST}: manifest version 9, expected 2",
     ),
     *(
         Fault(f"manifest without {field}", without(field), rf"weak/{MANIFEST}: damaged: .*{field}")
@@ -577,6 +657,12 @@ WEAKENED = [
             ("gamma", -1.0),
             ("layers", 3),
             ("layers", "2:1"),
+            ("power", 0.3),
+            ("threshold", None),
+            ("accessor", "none"),
+            ("until", "all"),
+            ("arithmetic", "fast"),
+            ("kind", "patch"),
             ("weakened", {FIRST: "abc"}),
             ("kept", [NORM]),
             ("base", None),
@@ -637,6 +723,48 @@ WEAKENED = [
         rf"weak: layers 0:2 and the manifest disagree: .*{KEPT}",
         ("base", "statistics"),
     ),
+    *(
+        Fault(
+            f"manifest: {field}",
+            adapter_says(field, value),
+            r"weak: 2 weakened tensors are not base times gate",
+            ("base", "statistics"),
+        )
+        for field, value in SHAPE
+    ),
+    Fault(
+        "manifest: another moment of the replay",
+        adapter_says("until", 4),
+        rf"weak: {MANIFEST} says num_forget_records 5, not 4",
+        ("base", "statistics"),
+    ),
+    Fault(
+        "manifest: a moment that never was",
+        adapter_says("until", 9),
+        r"weak: its manifest does not fit .*: until 9: the statistics hold 5 forget records",
+        ("base", "statistics"),
+    ),
+    Fault(
+        "manifest: arithmetic",
+        adapter_says("arithmetic", "in-place"),
+        r"weak: 2 weakened tensors are not base times gate",
+        ("base", "statistics"),
+    ),
+    Fault(
+        "manifest: a version of a library",
+        manifest("environment", {"numpy": "0.1"}),
+        rf"weak/{MANIFEST}: changed since `apply` wrote it",
+    ),
+    Fault(
+        "manifest: its own digest",
+        manifest("sha256", "0" * 64),
+        rf"weak/{MANIFEST}: changed since `apply` wrote it",
+    ),
+    Fault(
+        "manifest of another kind",
+        adapter_says("kind", "gates"),
+        rf"weak/{MANIFEST}: damaged: no gates",
+    ),
     Fault(
         "manifest: number of forget records",
         manifest("num_forget_records", 4),
@@ -654,5 +782,211 @@ WEAKENED = [
         lambda w: forge_tensor(w, FIRST, 0.5),
         rf"weak: 1 weakened tensors are not base times gate: {FIRST}",
         ("base", "statistics"),
+    ),
+]
+
+COMMON_TO_GATES = [
+    ("gamma", 0.31, r": gates of 2 sites do not follow from .*layers\.0.*layers\.1"),
+    ("layers", "0:2", r": gates of 1 sites do not follow from .*layers\.2"),
+    *((field, value, r": gates of 2 sites do not follow from ") for field, value in SHAPE),
+    ("until", 4, rf": {MANIFEST} says num_forget_records 5, not 4"),
+    ("num_forget_records", 4, rf": {MANIFEST} says num_forget_records 4, not 5"),
+    ("schedule", "progressive", rf": {MANIFEST} says schedule 'progressive', not 'frozen'"),
+    (
+        "statistics",
+        {"name": "s", "digest": "0" * 64},
+        r"statistics\.zarr: is not what the weights were made from",
+    ),
+]
+"""Lies of a manifest that agrees with itself; found with base and statistics."""
+
+ADAPTER = [
+    *(
+        Fault(
+            f"flipped bit in {name}", lambda a, name=name: flip(a / name), rf"file {name}: changed"
+        )
+        for name in (WEIGHTS, CONFIG)
+    ),
+    Fault("truncated tensors", lambda a: truncate(a / WEIGHTS, 0.9), r"not a whole safetensors"),
+    Fault("missing tensors", lambda a: (a / WEIGHTS).unlink(), rf"file {WEIGHTS}: missing"),
+    Fault("missing configuration", lambda a: (a / CONFIG).unlink(), rf"file {CONFIG}: missing"),
+    Fault("extra file", lambda a: (a / "more.safetensors").write_text(""), r"more.*: extra"),
+    Fault("no manifest", lambda a: (a / MANIFEST).unlink(), rf"adapter: no store.* no {MANIFEST}"),
+    Fault("garbage manifest", lambda a: (a / MANIFEST).write_text("{"), rf"{MANIFEST}: damaged"),
+    Fault(
+        "manifest of bytes",
+        lambda a: (a / MANIFEST).write_bytes(b"\xff\xfe"),
+        rf"{MANIFEST}: damaged",
+    ),
+    Fault(
+        "missing gates of a site",
+        lambda a: edit_vectors(a, lambda t: t.pop(f"base_model.model.{SITE}.ia3_l")),
+        rf"adapter: gates of {SITE}: missing",
+    ),
+    Fault(
+        "gates of another site",
+        lambda a: edit_vectors(a, lambda t: t.update({"lm_head": np.ones((1, 48), np.float32)})),
+        r"adapter: gates of lm_head: extra",
+    ),
+    Fault(
+        "other gates",
+        lambda a: edit_vectors(a, lambda t: [values.fill(0.5) for values in t.values()]),
+        rf"adapter: gates of {SITE}: changed",
+    ),
+    Fault(
+        "gates in another dtype",
+        lambda a: edit_vectors(a, lambda t: t.update({k: v.astype("f8") for k, v in t.items()})),
+        rf"adapter: gates of {SITE}: changed",
+    ),
+    Fault(
+        "more modules",
+        lambda a: edit_config(a, lambda c: c["target_modules"].append("lm_head")),
+        rf"adapter/{CONFIG}: does not fit {MANIFEST}: target_modules",
+    ),
+    Fault(
+        "gates on the outputs",
+        lambda a: edit_config(a, lambda c: c.update(feedforward_modules=[])),
+        rf"adapter/{CONFIG}: does not fit {MANIFEST}: feedforward_modules",
+    ),
+    Fault(
+        "another method",
+        lambda a: edit_config(a, lambda c: c.update(peft_type="LORA", r=8)),
+        rf"adapter/{CONFIG}: does not fit {MANIFEST}: peft_type, r$",
+    ),
+    Fault(
+        "garbage configuration",
+        lambda a: (a / CONFIG).write_text("[]"),
+        rf"adapter/{CONFIG}: missing or damaged",
+    ),
+    Fault(
+        "numbers that no gates are",
+        lambda a: forge_vectors(a, lambda values: values + 1),
+        r"adapter: holds numbers that no gates are",
+    ),
+    Fault(
+        "forged gates",
+        forge_vectors,
+        rf"adapter: gates of 1 sites do not follow from .*: {SITE}",
+        ("base", "statistics"),
+    ),
+    Fault(
+        "forged gates, without the base",
+        forge_vectors,
+        rf"adapter: gates of 1 sites do not follow from .*: {SITE}",
+        ("statistics",),
+    ),
+    Fault(
+        "manifest: a version of a library",
+        manifest("environment", {"numpy": "0.1"}),
+        rf"adapter/{MANIFEST}: changed since `apply` wrote it",
+    ),
+    Fault(
+        "manifest: digest of the base",
+        adapter_says("base", {"name": "base", "digest": "0" * 64}),
+        r"base: is not the base: its weights are \w{12}…, the manifest says 000000000000…",
+        ("base",),
+    ),
+    Fault(
+        "manifest: digest of the base, which is not given",
+        adapter_says("base", {"name": "base", "digest": "0" * 64}),
+        r"adapter: its manifest names another base than .*statistics\.zarr was measured on",
+        ("statistics",),
+    ),
+    *(
+        Fault(
+            f"manifest: {field}",
+            adapter_says(field, value),
+            finding if "statistics" in finding else rf"adapter{finding}",
+            ("base", "statistics"),
+        )
+        for field, value, finding in COMMON_TO_GATES
+    ),
+]
+
+GATES = [
+    Fault("flipped bit", lambda g: flip(g, at=1), r"gates: gates of .*: changed"),
+    Fault("flipped bit of the header", lambda g: flip(g, at=0), r"gates: not a whole safetensors"),
+    Fault("truncated", lambda g: truncate(g, 0.9), r"gates: not a whole safetensors file"),
+    Fault("longer", lambda g: g.write_bytes(g.read_bytes() + b"x"), r"gates: not a whole safetens"),
+    Fault("empty", lambda g: g.write_bytes(b""), r"gates: not a whole safetensors file"),
+    Fault(
+        "no manifest",
+        lambda g: g.write_bytes(numbers.save(numbers.load_file(g))),
+        r"gates: holds no gates that `kvwstream apply --as gates` wrote",
+    ),
+    Fault(
+        "missing gates of a site",
+        lambda g: edit_gates(g, lambda t, m: t.pop(SITE)),
+        rf"gates: gates of {SITE}: missing",
+    ),
+    Fault(
+        "gates of another site",
+        lambda g: edit_gates(g, lambda t, m: t.update(lm_head=np.zeros(48))),
+        r"gates: gates of lm_head: extra",
+    ),
+    Fault(
+        "sites exchanged",
+        lambda g: edit_gates(g, lambda t, m: t.update(zip(t, [*t.values()][::-1], strict=True))),
+        rf"gates: gates of {SITE}: changed",
+    ),
+    Fault(
+        "gates in another dtype",
+        lambda g: edit_gates(g, lambda t, m: t.update({SITE: t[SITE].astype("f4")})),
+        rf"gates: gates of {SITE}: changed",
+    ),
+    *(
+        Fault(
+            f"log-gates {value}",
+            lambda g, value=value: edit_gates(
+                g, lambda t, m: forge_gate(t, m, lambda values: np.full_like(values, value))
+            ),
+            r"gates: holds numbers that no log-gates are",
+        )
+        for value in (0.5, np.nan, -np.inf)
+    ),
+    Fault(
+        "forged gates",
+        lambda g: edit_gates(g, forge_gate),
+        rf"gates: gates of 1 sites do not follow from .*: {SITE}",
+        ("base", "statistics"),
+    ),
+    Fault(
+        "forged gates, without the base",
+        lambda g: edit_gates(g, forge_gate),
+        rf"gates: gates of 1 sites do not follow from .*: {SITE}",
+        ("statistics",),
+    ),
+    Fault(
+        "manifest: a version of a library",
+        lambda g: edit_gates(g, lambda t, m: m["environment"].update(numpy="0.1")),
+        r"gates: changed since `apply` wrote it",
+    ),
+    Fault(
+        "manifest: another version",
+        gates_say("manifest_version", 9),
+        r"gates: manifest version 9, expected 2",
+    ),
+    Fault(
+        "manifest of another kind",
+        gates_say("kind", "checkpoint"),
+        r"gates: damaged: no digest, headers",
+    ),
+    Fault(
+        "manifest: layers without the sites", gates_say("layers", "2:2"), r"gates: damaged: layer"
+    ),
+    Fault(
+        "manifest: digest of the base",
+        gates_say("base", {"name": "base", "digest": "0" * 64}),
+        r"base: is not the base: its weights are \w{12}…, the manifest says 000000000000…",
+        ("base",),
+    ),
+    *(
+        Fault(
+            f"manifest: {field}",
+            gates_say(field, value),
+            finding if "statistics" in finding else rf"gates{finding}",
+            ("base", "statistics"),
+        )
+        for field, value, finding in COMMON_TO_GATES
     ),
 ]

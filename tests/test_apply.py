@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
+from kvwstream.strength import Strength
 from tests.conftest import save_model, tree_bytes
 
 ALL = LayerRange(0, 1)
@@ -40,9 +44,8 @@ class Case:
             collect(prepare(str(model), read_examples(str(data[kind]))), url)
         self.stored = reduce([self.urls["plain"]], str(folder / "s.zarr"), [self.urls["forget"]])
         self.gamma = 0.3
-        self.manifest = apply(
-            model, self.stored.location.url, self.out, gamma=self.gamma, layers=layers
-        )
+        self.strength = Strength(self.gamma, layers)
+        self.manifest = apply(model, self.stored.location.url, self.out, self.strength)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "sharded"])
@@ -147,14 +150,122 @@ def test_the_manifest_says_what_was_done(case: Case):
 
 
 def test_gamma_zero_changes_nothing_but_adds_the_manifest(case: Case, tmp_path):
-    apply(case.model, case.stored.location.url, tmp_path / "w", gamma=0.0, layers=case.layers)
+    apply(case.model, case.stored.location.url, tmp_path / "w", Strength(0.0, case.layers))
     made = tree_bytes(tmp_path / "w")
     del made["kvwstream.json"]
     assert made == tree_bytes(case.model)
 
 
+@pytest.mark.parametrize("arithmetic", ["exact", "in-place"])
+def test_until_zero_is_the_base_byte_for_byte(case: Case, tmp_path, arithmetic):
+    """The base checkpoint is the undo, and this proves it."""
+    strength = Strength(0.3, case.layers, until=0)
+    url = case.stored.location.url
+    manifest = apply(case.model, url, tmp_path / "w", strength, arithmetic=arithmetic)
+    made = tree_bytes(tmp_path / "w")
+    del made["kvwstream.json"]
+    assert made == tree_bytes(case.model)
+    assert manifest["digest"] == manifest["base"]["digest"] == case.stored.model_digest
+    assert (manifest["until"], manifest["num_forget_records"]) == (0, 0)
+
+
+@pytest.mark.parametrize("shape", [{}, {"power": 2.0}, {"threshold": 0.2, "power": 0.5}])
+@pytest.mark.parametrize("until", range(6))
+def test_every_moment_is_a_plain_loop_stopped_there(case: Case, tmp_path, shape, until):
+    """The forget records one after the other, from their stored A, in Python's own numbers."""
+    strength = Strength(0.3, case.layers, until=until, **shape)
+    apply(case.model, case.stored.location.url, tmp_path / "w", strength)
+    rows = case.stored.read("accessor")
+    before, after = (
+        {k: v for p in folder.glob("*.safetensors") for k, v in load_file(p).items()}
+        for folder in (case.model, tmp_path / "w")
+    )
+    for site in case.stored.sites:
+        weight, made = before[site.tensor].double(), after[site.tensor].double()
+        if site.layer not in case.layers:
+            assert torch.equal(made, weight)
+            continue
+        for vector in range(site.width):
+            total = 0.0
+            for record in range(until):
+                a = max(0.0, float(rows[record, site.offset + vector]) - strength.threshold)
+                total += a**strength.power
+            chosen = (slice(None), vector) if site.axis == 1 else vector
+            expected = weight[chosen] * math.exp(-0.3 * total)
+            half_ulp = torch.finfo(before[site.tensor].dtype).eps * expected.abs() / 2
+            error = (made[chosen] - expected).abs()
+            assert (error <= half_ulp * (1 + 1e-6) + 1e-300).all()
+
+
+def test_every_shape_says_what_it_was_made_from(case: Case, tmp_path):
+    strength = Strength(0.3, case.layers, 1.5, 0.1, "running", 3)
+    url = case.stored.location.url
+    said = [
+        apply(case.model, url, tmp_path / kind, strength, kind=kind)
+        for kind in ("checkpoint", "adapter", "gates")
+    ]
+    expected = {
+        "manifest_version": 2,
+        "base": {"name": case.model.name, "digest": Checkpoint.open(case.model).digest},
+        "statistics": {"name": "s.zarr", "digest": case.stored.digest},
+        "gamma": 0.3,
+        "layers": str(case.layers),
+        "power": 1.5,
+        "threshold": 0.1,
+        "accessor": "running",
+        "until": 3,
+        "schedule": "frozen",
+        "arithmetic": "exact",
+        "num_forget_records": 3,
+        "environment": {
+            name: metadata.version(name) for name in ("kvwstream", "numpy", "safetensors")
+        },
+    }
+    for kind, manifest in zip(("checkpoint", "adapter", "gates"), said, strict=True):
+        assert manifest["kind"] == kind
+        assert {name: manifest[name] for name in expected} == expected
+    for kind in ("checkpoint", "adapter"):
+        assert json.loads((tmp_path / kind / "kvwstream.json").read_text()) in said
+
+
+def test_the_three_shapes_hold_the_same_gates(case: Case, tmp_path):
+    url = case.stored.location.url
+    for kind in ("adapter", "gates"):
+        apply(case.model, url, tmp_path / kind, case.strength, kind=kind)
+    log_gates = load_file(tmp_path / "gates")
+    vectors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    total = case.stored.exponent()
+    sites = [site for site in case.stored.sites if site.layer in case.layers]
+    assert len(log_gates) == len(vectors) == len(sites) == len(case.manifest["weakened"])
+    for site in sites:
+        gate = torch.from_numpy(gates(total[site.vectors], case.gamma))
+        assert torch.equal(
+            log_gates[site.path], torch.from_numpy(-case.gamma * total[site.vectors])
+        )
+        vector = vectors[f"base_model.model.{site.path}.ia3_l"]
+        assert torch.equal(vector, gate.to(torch.float32)[None])
+
+
+@pytest.mark.parametrize("kind", ["adapter", "gates"])
+def test_shapes_of_another_base_are_refused_and_leave_nothing(case: Case, kind, tmp_path):
+    other = save_model(tmp_path / "other", load_model(case.model).model.config, seed=3, chat=False)
+    url = case.stored.location.url
+    table = [
+        (other, {}, PlanMismatchError, "measured on weights"),
+        (case.model, {"until": 6}, OptionError, "until 6: the statistics hold 5"),
+        (case.model, {"layers": LayerRange(0, 9)}, OptionError, "the model has layers"),
+    ]
+    for model, options, error, message in table:
+        strength = dataclasses.replace(case.strength, **options)
+        with pytest.raises(error, match=message):
+            apply(model, url, tmp_path / "w", strength, kind=kind)
+        assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    with pytest.raises(OptionError, match="one of checkpoint, adapter, gates, got patch"):
+        apply(case.model, url, tmp_path / "w", case.strength, kind="patch")
+
+
 def test_the_same_call_gives_the_same_bytes(case: Case, tmp_path):
-    apply(case.model, case.stored.location.url, tmp_path / "w", gamma=0.3, layers=case.layers)
+    apply(case.model, case.stored.location.url, tmp_path / "w", case.strength)
     assert tree_bytes(tmp_path / "w") == tree_bytes(case.out)
 
 
@@ -165,13 +276,11 @@ def test_refusals_leave_nothing_behind(case: Case, tmp_path):
         (case.model, case.out, 0.1, ALL, StorageError, "exists already"),
         (other, tmp_path / "w", 0.1, case.layers, PlanMismatchError, "measured on weights"),
         (case.model, tmp_path / "w", 0.1, LayerRange(0, 9), OptionError, "the model has layers"),
-        (case.model, tmp_path / "w", -0.1, ALL, OptionError, "gamma must be"),
-        (case.model, tmp_path / "w", float("nan"), ALL, OptionError, "gamma must be"),
     ]
     for model, out, gamma, layers, kind, message in table:
         before = tree_bytes(case.out)
         with pytest.raises(kind, match=message):
-            apply(model, url, out, gamma=gamma, layers=layers)
+            apply(model, url, out, Strength(gamma, layers))
         assert sorted(p.name for p in tmp_path.iterdir()) == ["other"]
         assert tree_bytes(case.out) == before
 
@@ -260,7 +369,7 @@ def test_a_second_set_of_weights_is_neither_shipped_nor_ambiguous(llama, sharded
 def test_a_place_inside_the_base_is_refused(case: Case):
     before = tree_bytes(case.model)
     with pytest.raises(StorageError, match="lies in the base checkpoint"):
-        apply(case.model, case.stored.location.url, case.model / "w", gamma=0.1, layers=case.layers)
+        apply(case.model, case.stored.location.url, case.model / "w", case.strength)
     assert tree_bytes(case.model) == before
 
 

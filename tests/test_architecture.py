@@ -17,14 +17,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"plan", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
     | {"rounding", "reproducible", "smollm2"},
-    {"sites", "answers", "accessor", "coefficients"},
-    {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"},
+    {"sites", "answers", "accessor", "coefficients", "strength"},
+    {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
+    | {"manifest", "gates_file", "adapter"},
     {"pipelines"},
     {"preview", "options", "commands", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 LIGHT = {
-    "numpy only": (["coefficients", "accessor", "rounding"], {"torch", "zarr", "dask", "xarray"}),
+    "numpy only": (
+        ["coefficients", "accessor", "rounding", "strength"],
+        {"torch", "zarr", "dask", "xarray"},
+    ),
     "no model code": (
         ["pipelines.audit", "pipelines.apply", "pipelines.reduce"],
         {"torch", "transformers", "datasets"},

@@ -19,11 +19,13 @@ from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
+from kvwstream.strength import Strength
 from tests import faults
 from tests.conftest import llama_config, save_model, tree_bytes
 from tests.faults import Fault, flip, truncate
 
 STORES = ("retain.zarr", "forget.zarr")
+RESULTS = {"weak": "checkpoint", "adapter": "adapter", "gates": "gates"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def workshop(tmp_path_factory, sharded, data) -> Path:
         store_of(folder / "base", data[name], folder / f"{name}.zarr")
     retain, forget = (str(folder / name) for name in STORES)
     reduce([retain], str(folder / "statistics.zarr"), [forget])
-    weaken(folder, "weak")
+    for name, kind in RESULTS.items():
+        weaken(folder, name, kind)
     return folder
 
 
@@ -49,9 +52,9 @@ def store_of(model: Path, data: Path, store: Path, **options: object) -> None:
     collect(prepare(str(model), read_examples(str(data)), **options), str(store))
 
 
-def weaken(folder: Path, out: str) -> None:
-    layers = LayerRange(0, 1)
-    apply(folder / "base", str(folder / "statistics.zarr"), folder / out, gamma=0.3, layers=layers)
+def weaken(folder: Path, out: str, kind: str = "checkpoint") -> None:
+    strength = Strength(0.3, LayerRange(0, 1))
+    apply(folder / "base", str(folder / "statistics.zarr"), folder / out, strength, kind=kind)
 
 
 def inspect(folder: Path, name: str, given: tuple[str, ...] = ()) -> Audit:
@@ -92,18 +95,34 @@ def test_damage_of_a_weakened_checkpoint_is_found_and_named(fault, copy):
     check(fault, copy, "weak")
 
 
+@named(faults.ADAPTER)
+def test_damage_of_an_adapter_is_found_and_named(fault, copy):
+    check(fault, copy, "adapter")
+
+
+@named(faults.GATES)
+def test_damage_of_a_gates_file_is_found_and_named(fault, copy):
+    check(fault, copy, "gates")
+
+
 @pytest.mark.parametrize(
-    "fault",
-    [fault for fault in faults.WEAKENED if "statistics" not in fault.given],
-    ids=lambda fault: fault.name,
+    ("name", "fault"),
+    [
+        pytest.param(name, fault, id=f"{name}: {fault.name}")
+        for name, table in zip(
+            RESULTS, (faults.WEAKENED, faults.ADAPTER, faults.GATES), strict=True
+        )
+        for fault in table
+        if "statistics" not in fault.given
+    ],
 )
-def test_it_is_still_found_when_more_is_given(fault, copy):
-    check(fault._replace(given=("base", "statistics")), copy, "weak")
+def test_it_is_still_found_when_more_is_given(name, fault, copy):
+    check(fault._replace(given=("base", "statistics")), copy, name)
 
 
 def test_what_is_whole_passes_and_is_not_touched(copy):
     before, times = tree_bytes(copy), {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
-    names = ("statistics.zarr", "weak", "retain.zarr", "forget.zarr")
+    names = ("statistics.zarr", *RESULTS, "retain.zarr", "forget.zarr")
     found = audit(
         [str(copy / name) for name in names],
         base=copy / "base",
@@ -118,6 +137,10 @@ def test_what_is_whole_passes_and_is_not_touched(copy):
         r"weak: \d+ tensors as in kvwstream\.json",
         r"base: is the base that the manifest names",
         r"weak: 2 weakened tensors made anew, bit for bit",
+        r"adapter: gates of 2 sites as in kvwstream\.json",
+        r"adapter: gates of 2 sites made anew, bit for bit",
+        r"gates: gates of 2 sites as in its manifest",
+        r"gates: gates of 2 sites made anew, bit for bit",
     ):
         assert any(re.search(line, verified) for verified in found.verified), found.verified
     assert tree_bytes(copy) == before
@@ -136,7 +159,7 @@ def test_other_models_pass(model, request, tmp_path, data):
         store_of(base, data[name], Path(store), batch_size=2, part_size=2)
     statistics, weak = str(tmp_path / "statistics.zarr"), tmp_path / "weak"
     reduce(stores[:1], statistics, stores[1:])
-    apply(base, statistics, weak, gamma=0.3, layers=LayerRange(0, 0))
+    apply(base, statistics, weak, Strength(0.3, LayerRange(0, 0)))
     found = audit([*stores, statistics, str(weak)], base=base, statistics=statistics)
     assert (found.findings, found.notes) == ([], [])
 
@@ -160,6 +183,12 @@ def test_what_could_not_be_checked_is_said(copy):
     assert inspect(copy, "weak", ("base",)).notes == [
         f"{copy}/weak: weights not made anew; give --statistics S"
     ]
+    for name in ("adapter", "gates"):
+        without_base = f"{copy}/{name}: not compared with its base; give --base MODEL"
+        without_statistics = f"{copy}/{name}: gates not made anew; give --statistics S"
+        assert inspect(copy, name).notes == [without_base, without_statistics]
+        assert inspect(copy, name, ("base",)).notes == [without_statistics]
+        assert inspect(copy, name, ("statistics",)).notes == [without_base]
 
 
 def test_every_missing_part_is_listed_at_once(copy):
@@ -185,10 +214,11 @@ def test_stale_statistics_are_found(copy, data):
     )
 
 
-def test_another_base_is_found(copy, tmp_path, llama):
+@pytest.mark.parametrize("name", RESULTS)
+def test_another_base_is_found(name, copy, tmp_path, llama):
     other = save_model(tmp_path / "other", llama_config(layers=3), seed=1)
     for base in (other, llama):
-        found = audit([str(copy / "weak")], base=base, statistics=str(copy / "statistics.zarr"))
+        found = audit([str(copy / name)], base=base, statistics=str(copy / "statistics.zarr"))
         assert len(found.findings) == 1
         assert re.search(
             rf"{base}: is not the base: its weights are \w{{12}}…, the manifest says",
@@ -196,10 +226,11 @@ def test_another_base_is_found(copy, tmp_path, llama):
         )
 
 
-def test_other_statistics_are_found(copy):
+@pytest.mark.parametrize("name", RESULTS)
+def test_other_statistics_are_found(name, copy):
     reduce([str(copy / "forget.zarr")], str(copy / "other.zarr"), [str(copy / "retain.zarr")])
     other = str(copy / "other.zarr")
-    found = audit([str(copy / "weak")], base=copy / "base", statistics=other)
+    found = audit([str(copy / name)], base=copy / "base", statistics=other)
     assert len(found.findings) == 1
     assert re.search(r"other\.zarr: is not what the weights were made from", found.findings[0])
 
@@ -211,10 +242,11 @@ def test_what_is_no_artefact_is_found(copy, tmp_path):
     for name, finding in (
         ("nowhere", "missing, nothing is there"),
         ("empty", no_artefact),
-        ("file", "a file; stores, statistics, checkpoints are folders"),
+        ("file", "not a whole safetensors file of numbers"),
         ("copy/base", no_artefact),
     ):
-        assert audit([str(tmp_path / name)]).findings == [f"{tmp_path}/{name}: {finding}"]
+        (found,) = audit([str(tmp_path / name)]).findings
+        assert found.startswith(f"{tmp_path}/{name}: {finding}")
 
 
 def test_a_damage_does_not_hide_another(copy):
@@ -235,10 +267,10 @@ def test_a_damage_does_not_hide_another(copy):
         assert any(re.search(place, line) for line in found.findings), (place, found.findings)
 
 
-@pytest.mark.parametrize("name", ["forget.zarr", "statistics.zarr", "weak"])
+@pytest.mark.parametrize("name", ["forget.zarr", "statistics.zarr", "weak", "adapter"])
 def test_every_file_matters(name, copy):
     """Without a file, or with a bit or the end of it lost, no artefact passes."""
-    given = ("base", "statistics") if name == "weak" else ()
+    given = ("base", "statistics") if name in RESULTS else ()
     survived = []
     for file in sorted(path for path in (copy / name).rglob("*") if path.is_file()):
         content = file.read_bytes()
@@ -253,8 +285,23 @@ def test_every_file_matters(name, copy):
     assert inspect(copy, name, given).passed
 
 
+def test_every_byte_matters_of_a_gates_file_and_of_every_manifest(copy):
+    """With nothing to compare them with."""
+    survived = []
+    names = ("gates", "adapter/kvwstream.json", "adapter/adapter_config.json")
+    for name in (*names, "weak/kvwstream.json"):
+        file = copy / name
+        content = file.read_bytes()
+        for at in range(len(content)):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
+            if inspect(copy, name.split("/")[0]).passed:
+                survived.append((name, at, content[at]))
+        file.write_bytes(content)
+    assert survived == []
+
+
 def test_the_command_needs_neither_torch_nor_transformers(copy):
-    names = (*STORES, "statistics.zarr", "weak")
+    names = (*STORES, "statistics.zarr", *RESULTS)
     code = (
         "import sys\n"
         "from kvwstream.cli import app\n"

@@ -691,6 +691,40 @@ CASES = [
         )
         for gamma in ("-0.1", "nan", "inf", "-inf")
     ),
+    *(
+        Case(f"apply {options}", None, f"{APPLY} {options}", line, 2)
+        for options, line in (
+            ("--power 0.3", r"power must be a multiple of 0\.5, from 0\.5 to 8, got 0\.3"),
+            ("--power nan", r"power must be a multiple of 0\.5, from 0\.5 to 8, got nan"),
+            ("--threshold -1", r"threshold must be a finite number of at least 0, got -1"),
+            ("--until 99", r"until 99: the statistics hold \d forget records; choose within them"),
+            ("--until -1", r"until must not be negative, got -1"),
+            (
+                "--as adapter --arithmetic in-place",
+                r"arithmetic in-place: what it does depends on each weight, so that no gates tell",
+            ),
+        )
+    ),
+    *(
+        Case(
+            f"an edit in the {name} that is needed with {options}",
+            lambda f, name=name: edit_array(f / "statistics.zarr" / name, add((0, 0), 1)),
+            f"{APPLY} {options}",
+            rf"statistics\.zarr/{name}: is not what the group's digest says; run `kvw",
+        )
+        for name, options in (
+            ("accessor", "--power 2"),
+            ("accessor", "--until 1 --as gates"),
+            ("accessor", "--arithmetic in-place"),
+            ("forget_running_mean", "--accessor mean --as adapter"),
+        )
+    ),
+    Case(
+        "a gates file in OUT of apply",
+        write("out"),
+        f"{APPLY} --as gates",
+        r"out: exists already; choose another name or remove it",
+    ),
     Case(
         "a folder in OUT of apply",
         None,
@@ -895,6 +929,11 @@ FULL = [
     ),
     *(("reduce", REDUCE, limit) for limit in (0, 800, 10_000)),
     *(("apply", APPLY, limit) for limit in (0, 1000, 100_000)),
+    *(
+        ("apply", f"{APPLY} --as {kind}", limit)
+        for kind in ("adapter", "gates")
+        for limit in (0, 900)
+    ),
 ]
 
 

@@ -58,6 +58,63 @@ def test_the_main_job(llama, data, tmp_path, capsys, monkeypatch):
     assert Path("a.jsonl").read_text() == Path("b.jsonl").read_text()
 
 
+def test_the_three_shapes_and_the_way_back(artefacts: Artefacts, tmp_path, capsys, monkeypatch):
+    """Each is written, tried beforehand with the same options, audited, and taken back."""
+    monkeypatch.chdir(tmp_path)
+    statistics, model = artefacts.statistics, artefacts.model
+    strength = ("--gamma", 40, "--layers", "0:1", "--power", 2, "--threshold", 0.1)
+    strength += ("--accessor", "running", "--until", 4)
+    for kind, said in (
+        ("checkpoint", "checkpoint: 2 tensors weakened by 4 forget records, 19 kept"),
+        ("adapter", "adapter: gates of 2 sites by 4 forget records"),
+        ("gates", "gates: gates of 2 sites by 4 forget records"),
+    ):
+        out = run("apply", model, statistics, kind, *strength, "--as", kind, capsys=capsys)
+        assert out == f"{said}\n"
+    run("apply", model, statistics, "in-place", *strength, "--arithmetic", "in-place")
+    run("apply", model, statistics, "back", "--gamma", 1.5, "--layers", "0:1", "--until", 0)
+    made = ("checkpoint", "adapter", "gates", "in-place", "back")
+    out = run("audit", *made, "--base", model, "--statistics", statistics, capsys=capsys)
+    for name, line in (
+        ("checkpoint", "2 weakened tensors made anew, bit for bit"),
+        ("adapter", "gates of 2 sites made anew, bit for bit"),
+        ("gates", "gates of 2 sites made anew, bit for bit"),
+        ("in-place", "2 weakened tensors made anew, bit for bit"),
+        ("back", "2 weakened tensors made anew, bit for bit"),
+    ):
+        assert f"holds  {name}: {line}\n" in out
+    back = tree_bytes("back")
+    assert json.loads(back.pop("kvwstream.json"))["until"] == 0
+    assert back == tree_bytes(model)
+    options = ("--max-new-tokens", 4)
+    rows = [question(t, "pink") for t in THINGS[:3]]
+    data = write_rows(tmp_path / "forget.jsonl", rows)
+    run("evaluate", "checkpoint", data, "--out", "a.jsonl", *options)
+    run(
+        "evaluate", model, data, "--statistics", statistics, *strength, "--out", "b.jsonl", *options
+    )
+    run("evaluate", model, data, "--out", "c.jsonl", *options)
+    written, tried, plain = (Path(f"{name}.jsonl").read_text() for name in "abc")
+    assert written == tried != plain
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "adapter", "gates"])
+def test_apply_needs_neither_torch_nor_transformers(artefacts: Artefacts, tmp_path, kind):
+    code = (
+        "import sys\n"
+        "from kvwstream.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'peft'} & sys.modules.keys()))"
+    )
+    argv = ["apply", artefacts.model, artefacts.statistics, tmp_path / "w", "--as", kind]
+    argv += ["--gamma", "0.1", "--layers", "0:1", "--power", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_plan_comes_before_the_first_forward(llama, data, tmp_path, capsys):
     run("collect", llama, data["retain"], tmp_path / "s.zarr", "--part-size", 4)
     told = capsys.readouterr().err
@@ -135,8 +192,9 @@ def test_running_it_again_does_nothing(llama, data, tmp_path, capsys):
 
 
 def test_evaluate_wants_all_of_a_strength_or_nothing(llama, data, capsys):
-    run("evaluate", llama, data["forget"], "--gamma", 0.1, expect=2)
-    assert "belong together: give all or none" in capsys.readouterr().err
+    for options in (("--gamma", 0.1), ("--statistics", "s", "--layers", "0:1"), ("--power", 2)):
+        run("evaluate", llama, data["forget"], *options, expect=2)
+        assert "belong together: give all or none" in capsys.readouterr().err
 
 
 def test_views_have_named_axes(artefacts: Artefacts):
@@ -159,29 +217,48 @@ def test_unknown_names_are_attribute_errors():
         kvwstream.colect  # noqa: B018
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```(?:{language})\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```(?:{language})\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def test_the_commands_of_the_readme_run(llama, data, tmp_path):
-    """Every `sh` block but those that begin with make or git, then the Python block."""
-    (tmp_path / "model").symlink_to(llama)
-    for kind in ("retain", "forget"):
-        (tmp_path / f"{kind}.jsonl").write_bytes(data[kind].read_bytes())
-    scripts = [b for b in blocks("sh") if not re.match(r"\s*(make|git|pip|python)", b)]
-    assert len(scripts) >= 5
+def run_page(page: Path, folder: Path) -> None:
+    """Every `sh` block but those that begin with make or git, then the Python blocks as one."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    scripts = [b for b in blocks("sh", page) if not re.match(r"\s*(make|git|pip|python)", b)]
     for script in scripts:
         done = subprocess.run(
-            ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path},
+            ["bash", "-euc", script], cwd=folder, env={**os.environ, "PATH": path},
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, script + done.stdout + done.stderr
-    for script in blocks("python"):
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, script + done.stderr
+    script = "\n".join(blocks("python", page))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, script + done.stderr
+
+
+@pytest.fixture
+def workplace(llama, data, tmp_path) -> Path:
+    """What the pages expect to find."""
+    (tmp_path / "model").symlink_to(llama)
+    for kind in ("retain", "forget"):
+        (tmp_path / f"{kind}.jsonl").write_bytes(data[kind].read_bytes())
+    return tmp_path
+
+
+def test_what_the_readme_shows_runs(workplace):
+    assert len(blocks("sh")) >= 5
+    run_page(README, workplace)
+
+
+def test_what_the_guide_and_the_format_page_show_runs(workplace):
+    docs = README.parent / "docs"
+    run_page(docs / "guide.md", workplace)
+    run_page(docs / "store-format.md", workplace)
+    made = tree_bytes(workplace / "back")
+    made.pop("kvwstream.json")
+    assert made == tree_bytes(workplace / "model"), "--until 0 is the base, byte for byte"
 
 
 def test_the_targets_of_the_readme_exist():

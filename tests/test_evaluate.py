@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from kvwstream.accessor import LayerRange
-from kvwstream.errors import PlanMismatchError
+from kvwstream.errors import OptionError, PlanMismatchError
 from kvwstream.metrics import chooses, clean, contains, rouge_l
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.evaluate import Strength, evaluate, judge
+from kvwstream.pipelines.evaluate import evaluate, judge
 from kvwstream.readers import read_examples
+from kvwstream.strength import Strength
 from tests.conftest import Artefacts, llama_config, save_model
 
 
@@ -72,10 +73,16 @@ def test_answers_are_the_greedy_continuation_of_the_prompt(llama, data):
 
 def test_gates_answer_as_the_weakened_checkpoint_does(artefacts: Artefacts, data, tmp_path):
     layers, out = LayerRange(0, 1), tmp_path / "weakened"
-    apply(artefacts.model, artefacts.statistics, out, gamma=2.0, layers=layers)
+    strength = Strength(2.0, layers)
+    apply(artefacts.model, artefacts.statistics, out, strength)
     examples = read_examples(str(data["forget"]))
-    strength = Strength(artefacts.statistics, 2.0, layers)
-    tried = evaluate(artefacts.model, examples, strength=strength, max_new_tokens=8)
+    tried = evaluate(
+        artefacts.model,
+        examples,
+        statistics=artefacts.statistics,
+        strength=strength,
+        max_new_tokens=8,
+    )
     written = evaluate(out, examples, max_new_tokens=8)
     vanilla = evaluate(artefacts.model, examples, max_new_tokens=8)
     assert tried == written
@@ -84,9 +91,11 @@ def test_gates_answer_as_the_weakened_checkpoint_does(artefacts: Artefacts, data
 
 def test_gates_of_another_model_are_refused(artefacts: Artefacts, data, tmp_path):
     other = save_model(tmp_path / "other", llama_config(), seed=1)
-    strength = Strength(artefacts.statistics, 1.0, LayerRange(0, 1))
+    examples, strength = read_examples(str(data["forget"])), Strength(1.0, LayerRange(0, 1))
     with pytest.raises(PlanMismatchError, match="statistics fit the very weights"):
-        evaluate(other, read_examples(str(data["forget"])), strength=strength)
+        evaluate(other, examples, statistics=artefacts.statistics, strength=strength)
+    with pytest.raises(OptionError, match="belong together: give both or none"):
+        evaluate(other, examples, strength=strength)
 
 
 def test_lines_hold_every_judgement(llama, data, tmp_path):

@@ -29,6 +29,7 @@ from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.rounding import scale
 from kvwstream.sites import find_sites
+from kvwstream.strength import Strength
 from tests import families
 from tests.conftest import COLOURS, THINGS, question, write_rows
 from tests.families import FAMILIES, Family, build_family
@@ -141,7 +142,7 @@ def weakened(request, case: Case, tmp_path_factory):
     stored = reduce([urls["retain"]], str(folder / "statistics.zarr"), [urls["forget"]])
     layers = LayerRange(0, max(site.layer for site in stored.sites))
     out = folder / "weakened"
-    apply(case.model, stored.location.url, out, gamma=0.5, layers=layers)
+    apply(case.model, stored.location.url, out, Strength(0.5, layers))
     patch.undo()
     return case, stored, layers, out
 

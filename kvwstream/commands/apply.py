@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kvwstream.options import Model
+from kvwstream.options import Accessor, Accessors, Model, Power, Threshold, Until
+
+
+class Kinds(StrEnum):
+    """What `apply` writes."""
+
+    checkpoint = "checkpoint"
+    adapter = "adapter"
+    gates = "gates"
+
+
+class Arithmetics(StrEnum):
+    """When products are rounded."""
+
+    exact = "exact"
+    in_place = "in-place"
 
 
 def apply(
     model: Model,
     statistics: Annotated[str, typer.Argument(metavar="STATISTICS", help="What `reduce` wrote.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Result to write; must not exist.")],
     gamma: Annotated[float, typer.Option(help="Strength; 0 changes nothing.")],
     layers: Annotated[str, typer.Option(help="Decoder layers first:last, e.g. 1:25.")],
+    power: Power = 1.0,
+    threshold: Threshold = 0.0,
+    accessor: Accessor = Accessors.record,
+    until: Until = None,
+    kind: Annotated[
+        Kinds, typer.Option("--as", help="A whole checkpoint, a PEFT adapter, or a gates file.")
+    ] = Kinds.checkpoint,
+    arithmetic: Annotated[
+        Arithmetics, typer.Option(help="Round once, or in the weight's dtype at every record.")
+    ] = Arithmetics.exact,
 ) -> None:
-    """Write a weakened copy of MODEL, shard by shard, without building the model."""
+    """Write a weakened MODEL, or what weakens it, without building the model."""
     from kvwstream.accessor import LayerRange
     from kvwstream.checkpoint import resolve_model
     from kvwstream.pipelines import apply as pipeline
+    from kvwstream.strength import Strength
 
     chosen = LayerRange.parse(layers)
-    manifest = pipeline.apply(resolve_model(model), statistics, out, gamma=gamma, layers=chosen)
-    typer.echo(
-        f"{out}: {len(manifest['weakened'])} tensors weakened by {manifest['num_forget_records']} "
-        f"forget records, {len(manifest['kept'])} kept"
+    strength = Strength(gamma, chosen, power, threshold, accessor.value, until)
+    manifest = pipeline.apply(
+        resolve_model(model),
+        statistics,
+        out,
+        strength,
+        kind=kind.value,
+        arithmetic=arithmetic.value,
     )
+    if kind is Kinds.checkpoint:
+        written = f"{len(manifest['weakened'])} tensors weakened"
+    else:
+        written = f"gates of {len(manifest['gates'])} sites"
+    kept = f", {len(manifest['kept'])} kept" if kind is Kinds.checkpoint else ""
+    typer.echo(f"{out}: {written} by {manifest['num_forget_records']} forget records{kept}")

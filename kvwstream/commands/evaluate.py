@@ -9,6 +9,8 @@ import typer
 
 from kvwstream.commands.shown import quiet_transformers, show_table
 from kvwstream.options import (
+    Accessor,
+    Accessors,
     Config,
     Data,
     Device,
@@ -17,8 +19,11 @@ from kvwstream.options import (
     Formats,
     LogJson,
     Model,
+    Power,
     Split,
     Task,
+    Threshold,
+    Until,
 )
 
 
@@ -29,6 +34,10 @@ def evaluate(
     statistics: Annotated[str | None, typer.Option(help="As if weakened by these.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Strength, with --statistics.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, with --statistics.")] = None,
+    power: Power = 1.0,
+    threshold: Threshold = 0.0,
+    accessor: Accessor = Accessors.record,
+    until: Until = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 50,
     dtype: Dtype = "auto",
@@ -45,12 +54,15 @@ def evaluate(
     from kvwstream.pipelines import evaluate as pipeline
     from kvwstream.progress import progress_for
     from kvwstream.readers import read_examples
+    from kvwstream.strength import Strength
 
     quiet_transformers()
-    strength = pipeline.Strength.parse(statistics, gamma, layers)
+    shape = {"power": power, "threshold": threshold, "accessor": accessor.value, "until": until}
+    strength = Strength.parse(statistics, gamma, layers, **shape)
     result = pipeline.evaluate(
         resolve_model(model),
         read_examples(data, format=format.value, task=task, config=config, split=split)[:limit],
+        statistics=statistics,
         strength=strength,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

@@ -1,76 +1,144 @@
-"""Base checkpoint + statistics + gamma + layers -> weakened checkpoint (Eq. 5 and 6).
+"""Base checkpoint + statistics + strength -> a weakened model, in one of three shapes (Eq. 5, 6).
 
-Streamed shard by shard; the model is never built. The result is written beside its place, made
-durable and renamed, so whatever has the final name is whole.
+`checkpoint`: the base copied shard by shard, its value projections scaled. `adapter`: the gates as
+a PEFT adapter. `gates`: the log-gates as one file. The model is never built. The result is written
+beside its place, made durable and renamed, so whatever has the final name is whole.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import kvwstream
-from kvwstream.accessor import LayerRange, check_gamma, vector_gates
-from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests, match_tensors
+from kvwstream.adapter import CONFIG, WEIGHTS, adapter_vectors, write_adapter
+from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests
 from kvwstream.durable import fsync
-from kvwstream.errors import PlanMismatchError, StorageError
+from kvwstream.errors import OptionError, StorageError
+from kvwstream.gates_file import describe_gates, write_gates
+from kvwstream.manifest import MANIFEST_VERSION, dump, environment, finish
+from kvwstream.paths import hub_origin
+from kvwstream.pipelines.recipe import Recipe, check_base
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
-from kvwstream.weakening import Scaling, copy_scaled
+from kvwstream.strength import Strength
+from kvwstream.weakening import copy_scaled
 
-MANIFEST_VERSION = 1
+Manifest = Callable[..., dict[str, Any]]
+"""Makes the manifest, given the digest of the base that was read and what the result holds."""
 
 
 def apply(
-    model: Path, statistics: str, out: Path, *, gamma: float, layers: LayerRange
+    model: Path,
+    statistics: str,
+    out: Path,
+    strength: Strength,
+    *,
+    kind: str = "checkpoint",
+    arithmetic: str = "exact",
 ) -> dict[str, Any]:
-    """Write the weakened checkpoint `out` and return its manifest, `kvwstream.json`.
+    """Write `out` and return its manifest, `kvwstream.json`.
 
-    `gamma` scales the exponent S; `layers` are inclusive. Raises `PlanMismatchError` if the
-    statistics were measured on other weights, `StorageError` if `out` exists, `OptionError` for
-    gamma or layers that make no sense.
+    `kind` is the shape of the result: a folder for `checkpoint` and `adapter`, a file for `gates`.
+    `arithmetic` is `exact`, or for a checkpoint `in-place`: the weight is multiplied record after
+    record in its own dtype. Raises `PlanMismatchError` if the statistics were measured on other
+    weights, `StorageError` if `out` exists, `OptionError` for options that make no sense.
     """
-    check_gamma(gamma)
+    if kind not in WRITERS:
+        raise OptionError(f"the result must be one of {', '.join(WRITERS)}, got {kind}")
+    if arithmetic != "exact" and kind != "checkpoint":
+        raise OptionError(
+            f"arithmetic {arithmetic}: what it does depends on each weight, so that no gates tell "
+            "it; write a checkpoint"
+        )
     if os.path.lexists(out):
         raise StorageError(f"{out}: exists already; choose another name or remove it")
     if out.resolve().is_relative_to(model.resolve()):
         raise StorageError(f"{out}: lies in the base checkpoint; choose a place outside of it")
-    stored = Statistics.open(Location(statistics))
-    checkpoint = Checkpoint.open(model)
-    scalings = scalings_for(checkpoint, stored, gamma, layers)
+    recipe = Recipe(Statistics.open(Location(statistics)), strength, arithmetic)
+    base = Checkpoint.open(model)
+    recipe.sites_in(base)
 
+    def manifest(base_digest: str, **contents: Any) -> dict[str, Any]:
+        check_base(recipe.stored, base_digest, model)
+        origin = hub_origin(model.resolve())
+        facts = {
+            "manifest_version": MANIFEST_VERSION,
+            "kind": kind,
+            "environment": environment(),
+            "base": {"name": origin[0] if origin else model.resolve().name, "digest": base_digest},
+            "statistics": {"name": Location(statistics).name, "digest": recipe.stored.digest},
+            **recipe.facts(),
+            **contents,
+        }
+        return finish(facts)
+
+    with _draft_of(out) as draft:
+        return WRITERS[kind](draft, base, recipe, manifest)
+
+
+def _write_checkpoint(
+    draft: Path, base: Checkpoint, recipe: Recipe, manifest: Manifest
+) -> dict[str, Any]:
+    draft.mkdir()
+    touched = [site.tensor for site in recipe.sites_in(base)]
+    digests = copy_scaled(base, draft, touched, recipe.scalings(base))
+    made = manifest(
+        base.digest_from({name: d.before for name, d in digests.items()}),
+        digest=base.digest_from({name: d.after for name, d in digests.items()}),
+        headers=base.header_digests,
+        files=file_digests(base.folder, base.side_files()),
+        weakened={name: digests[name]._asdict() for name in touched},
+        kept={name: d.after for name, d in digests.items() if name not in touched},
+    )
+    _write_manifest(draft, made)
+    return made
+
+
+def _write_adapter(
+    draft: Path, base: Checkpoint, recipe: Recipe, manifest: Manifest
+) -> dict[str, Any]:
+    draft.mkdir()
+    vectors = adapter_vectors(recipe.log_gates())
+    write_adapter(draft, recipe.sites, vectors, base.folder.resolve())
+    made = manifest(
+        base.digest,
+        gates=describe_gates(recipe.sites, vectors),
+        files=file_digests(draft, [Path(CONFIG), Path(WEIGHTS)]),
+    )
+    _write_manifest(draft, made)
+    return made
+
+
+def _write_gates(
+    draft: Path, base: Checkpoint, recipe: Recipe, manifest: Manifest
+) -> dict[str, Any]:
+    log_gates = recipe.log_gates()
+    made = manifest(base.digest, gates=describe_gates(recipe.sites, log_gates))
+    write_gates(draft, log_gates, made)
+    return made
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / MANIFEST).write_text(dump(manifest))
+    for path in folder.iterdir():
+        fsync(path)
+
+
+WRITERS = {"checkpoint": _write_checkpoint, "adapter": _write_adapter, "gates": _write_gates}
+
+
+@contextmanager
+def _draft_of(out: Path) -> Iterator[Path]:
+    """A free name beside `out`; what is written there is made durable and renamed to `out`."""
     draft = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        digests = copy_scaled(checkpoint, draft, scalings)
-        before = checkpoint.digest_from({name: d.before for name, d in digests.items()})
-        check_base(stored, before, model)
-        manifest = {
-            "manifest_version": MANIFEST_VERSION,
-            "kvwstream": kvwstream.__version__,
-            "base": {"name": model.resolve().name, "digest": before},
-            "statistics": {"name": Path(statistics).name, "digest": stored.digest},
-            "gamma": gamma,
-            "layers": str(layers),
-            "schedule": stored.attributes["model"]["schedule"],
-            "arithmetic": "exact",
-            "num_forget_records": stored.num_forget_records,
-            "digest": checkpoint.digest_from({name: d.after for name, d in digests.items()}),
-            "headers": checkpoint.header_digests,
-            "files": file_digests(model, checkpoint.side_files()),
-            "weakened": {
-                name: {"before": digests[name].before, "after": digests[name].after}
-                for name in scalings
-            },
-            "kept": {name: d.after for name, d in digests.items() if name not in scalings},
-        }
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        fsync(draft / MANIFEST)
+        _remove(draft)
+        yield draft
         fsync(draft)
         draft.rename(out)
         fsync(out.parent)
@@ -79,33 +147,13 @@ def apply(
             raise
         raise StorageError(f"{out}: cannot be written: {error}") from error
     finally:
+        _remove(draft)
+
+
+def _remove(draft: Path) -> None:
+    """As far as it can be; what cannot be removed has no final name."""
+    if draft.is_dir() and not draft.is_symlink():
         shutil.rmtree(draft, ignore_errors=True)
-    return manifest
-
-
-def scalings_for(
-    checkpoint: Checkpoint, stored: Statistics, gamma: float, layers: LayerRange
-) -> dict[str, Scaling]:
-    """The gates of every tensor within `layers`; `PlanMismatchError` if it is another model."""
-    missing = [site.tensor for site in stored.sites if site.tensor not in checkpoint.tensors]
-    if missing:
-        raise PlanMismatchError(
-            f"{checkpoint.folder}: has no tensor {missing[0]}; {stored.location.url} was measured "
-            "on another model"
-        )
-    sites = match_tensors(stored.sites, checkpoint)
-    values = vector_gates(sites, stored.exponent(), gamma, layers)
-    return {
-        site.tensor: Scaling(site.axis, values[site.vectors])
-        for site in sites
-        if site.layer in layers
-    }
-
-
-def check_base(stored: Statistics, digest: str, model: Path) -> None:
-    """`PlanMismatchError` unless `digest` is that of the weights that were measured."""
-    if digest != stored.model_digest:
-        raise PlanMismatchError(
-            f"{stored.location.url}: measured on weights {stored.model_digest[:12]}…, but {model} "
-            f"has {digest[:12]}…; statistics fit the very weights they were measured on"
-        )
+    else:
+        with suppress(OSError):
+            draft.unlink()

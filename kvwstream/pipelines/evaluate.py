@@ -11,7 +11,7 @@ from statistics import fmean
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from kvwstream.accessor import LayerRange, vector_gates
+from kvwstream.accessor import vector_gates
 from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import OptionError, StorageError
@@ -19,32 +19,11 @@ from kvwstream.examples import Example
 from kvwstream.gates import gated
 from kvwstream.metrics import chooses, clean, contains, rouge_l
 from kvwstream.models import LoadedModel, inference, load_model
-from kvwstream.pipelines.apply import check_base
+from kvwstream.pipelines.recipe import check_base
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
-
-
-@dataclass(frozen=True)
-class Strength:
-    """Gates to try without writing a weight: statistics, gamma and layers."""
-
-    statistics: str
-    gamma: float
-    layers: LayerRange
-
-    @classmethod
-    def parse(
-        cls, statistics: str | None, gamma: float | None, layers: str | None
-    ) -> Strength | None:
-        """The options of the command line; None if none is given, `OptionError` if some are."""
-        if statistics is None and gamma is None and layers is None:
-            return None
-        if statistics is None or gamma is None or layers is None:
-            raise OptionError(
-                "--statistics, --gamma and --layers belong together: give all or none"
-            )
-        return cls(statistics, gamma, LayerRange.parse(layers))
+from kvwstream.strength import Strength
 
 
 @dataclass(frozen=True)
@@ -96,6 +75,7 @@ def evaluate(
     model: Path,
     examples: Sequence[Example],
     *,
+    statistics: str | None = None,
     strength: Strength | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 50,
@@ -103,11 +83,16 @@ def evaluate(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Load the model, answer every example greedily, judge; with `strength`, through gates."""
+    """Load the model, answer every example greedily, judge.
+
+    With `statistics` and a `strength`, as if the model were weakened: through gates.
+    """
+    if (statistics is None) != (strength is None):
+        raise OptionError("statistics and a strength belong together: give both or none")
     gate: AbstractContextManager[None] = nullcontext()
     loaded = load_model(model, dtype, device)
-    if strength:
-        gate = open_gates(loaded, strength)
+    if statistics is not None and strength is not None:
+        gate = open_gates(loaded, statistics, strength)
     with gate:
         return judge(
             loaded,
@@ -118,11 +103,14 @@ def evaluate(
         )
 
 
-def open_gates(loaded: LoadedModel, strength: Strength) -> AbstractContextManager[None]:
+def open_gates(
+    loaded: LoadedModel, statistics: str, strength: Strength
+) -> AbstractContextManager[None]:
     """Gates for the loaded base model; `PlanMismatchError` if it is another than was measured."""
-    stored = Statistics.open(Location(strength.statistics))
+    stored = Statistics.open(Location(statistics))
     check_base(stored, Checkpoint.open(loaded.folder).digest, loaded.folder)
-    values = vector_gates(stored.sites, stored.exponent(), strength.gamma, strength.layers)
+    total = strength.exponent(stored)
+    values = vector_gates(stored.sites, total, strength.gamma, strength.layers)
     return gated(loaded.model, stored.sites, values)
 
 

@@ -23,6 +23,7 @@ from kvwstream.pipelines.evaluate import Evaluation, judge
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.progress import Progress
+from kvwstream.strength import Strength
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def run_main_job(job: MainJob, out: Path, progress: Progress) -> Outcome:
     with outcome.timed("reduce"):
         reduce([stores["retain"]], statistics, [stores["forget"]], progress=progress)
     with outcome.timed("apply"):
-        apply(job.model, statistics, weakened, gamma=job.gamma, layers=job.layers)
+        apply(job.model, statistics, weakened, Strength(job.gamma, job.layers))
     for when, folder, answers in (
         ("before", job.model, outcome.before),
         ("after", weakened, outcome.after),

@@ -246,21 +246,47 @@ class Statistics:
         """A whole array, checked against its SHA-256."""
         values = read_array(self.location, name)
         if digest_array(values) != self.attributes["sha256"].get(name):
-            raise DamageError(
-                f"{self.location.url}/{name}: is not what the group's digest says; run "
-                "`kvwstream reduce` again"
-            )
+            raise self._damage(name)
         return values
+
+    def rows(self, name: str, count: int) -> Iterator[Float64]:
+        """The first `count` rows of an array (record, vector), a chunk in memory at a time.
+
+        Everything is read and checked against the SHA-256, so what was made of the rows counts only
+        when they have come to their end: `DamageError` comes last. No rows, no check.
+        """
+        self.require_forget()
+        step = max(1, CHUNK_BYTES // (8 * sum(site.width for site in self.sites)))
+        digest: ArrayDigest | None = None
+        for start in range(0, self.num_forget_records if count else 0, step):
+            last = start + step >= self.num_forget_records
+            block = read_array(self.location, name, slice(start, None if last else start + step))
+            if digest is None:
+                digest = ArrayDigest(block.dtype, (self.num_forget_records, *block.shape[1:]))
+            digest.update(block)
+            yield from block[: max(0, count - start)]
+        if digest and digest.hexdigest() != self.attributes["sha256"].get(name):
+            raise self._damage(name)
 
     def exponent(self) -> Float64:
         """S (vector,) after all forget records."""
-        if not self.num_forget_records:
-            raise OptionError(
-                f"{self.location.url}: holds retain statistics alone; reduce it with --forget"
-            )
+        self.require_forget()
         return self.read("exponent")
 
     def unseen_sites(self) -> list[str]:
         """Sites that no retain token reached: their gate is 1."""
         tokens: Int64 = self.read("retain_token_count")
         return [site.path for site, n in zip(self.sites, tokens, strict=True) if n == 0]
+
+    def require_forget(self) -> None:
+        """`OptionError` if these are retain statistics alone."""
+        if not self.num_forget_records:
+            raise OptionError(
+                f"{self.location.url}: holds retain statistics alone; reduce it with --forget"
+            )
+
+    def _damage(self, name: str) -> DamageError:
+        return DamageError(
+            f"{self.location.url}/{name}: is not what the group's digest says; run "
+            "`kvwstream reduce` again"
+        )

@@ -1,0 +1,114 @@
+"""Statistics and a strength that fit each other: what every result is made from, or made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvwstream.accessor import gates, log_gates, sites_within
+from kvwstream.checkpoint import Checkpoint, match_tensors
+from kvwstream.coefficients import Float64
+from kvwstream.errors import OptionError, PlanMismatchError
+from kvwstream.manifest import ARITHMETICS
+from kvwstream.plan import Site
+from kvwstream.rounding import ITEMSIZE, encode
+from kvwstream.stores.statistics import Statistics
+from kvwstream.strength import Strength
+from kvwstream.weakening import Exact, InPlace, Scaling
+
+BUDGET = 128 << 20
+"""Bytes of gates that the in-place arithmetic holds at a time; one site's at least."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Gates of the sites within the layers. `OptionError` where the strength does not fit."""
+
+    stored: Statistics
+    strength: Strength
+    arithmetic: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.arithmetic not in ARITHMETICS:
+            raise OptionError(
+                f"arithmetic must be one of {', '.join(ARITHMETICS)}, got {self.arithmetic}"
+            )
+        self.stored.require_forget()
+        self.strength.num_records(self.stored)
+        sites_within(self.stored.sites, self.strength.layers)
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """The value projections within the layers."""
+        return sites_within(self.stored.sites, self.strength.layers)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            **self.strength.to_dict(),
+            "schedule": self.stored.attributes["model"]["schedule"],
+            "arithmetic": self.arithmetic,
+            "num_forget_records": self.strength.num_records(self.stored),
+        }
+
+    def log_gates(self) -> dict[str, Float64]:
+        """-gamma * S of each site, by module path."""
+        total = self.strength.exponent(self.stored)
+        return {s.path: log_gates(total[s.vectors], self.strength.gamma) for s in self.sites}
+
+    def sites_in(self, base: Checkpoint) -> list[Site]:
+        """The sites, `tensor` named as in `base`; `PlanMismatchError` if it is another model."""
+        missing = [s.tensor for s in self.stored.sites if s.tensor not in base.tensors]
+        if missing:
+            raise PlanMismatchError(
+                f"{base.folder}: has no tensor {missing[0]}; {self.stored.location.url} was "
+                "measured on another model"
+            )
+        matched = match_tensors(self.stored.sites, base)
+        return [site for site in matched if site.layer in self.strength.layers]
+
+    def scalings(self, base: Checkpoint) -> Iterator[dict[str, Scaling]]:
+        """What each tensor of `base` is multiplied by, in batches that bound the memory."""
+        sites = self.sites_in(base)
+        if self.arithmetic == "exact":
+            total = self.strength.exponent(self.stored)
+            gamma = self.strength.gamma
+            yield {s.tensor: Exact(s.axis, gates(total[s.vectors], gamma)) for s in sites}
+            return
+        records = self.strength.num_rows(self.stored)
+        batch: list[Site] = []
+        size = 0
+        for site in sites:
+            needed = records * site.width * ITEMSIZE[base.tensors[site.tensor].dtype]
+            if batch and size + needed > BUDGET:
+                yield self._steps(batch, base, records)
+                batch, size = [], 0
+            batch.append(site)
+            size += needed
+        yield self._steps(batch, base, records)
+
+    def _steps(self, sites: list[Site], base: Checkpoint, records: int) -> dict[str, Scaling]:
+        """Each record's gate, rounded once to the dtype of the weight; one pass over the rows."""
+        dtypes = [base.tensors[site.tensor].dtype for site in sites]
+        steps = [
+            np.empty((records, site.width), encode(np.empty(0), dtype).dtype)
+            for site, dtype in zip(sites, dtypes, strict=True)
+        ]
+        for record, row in enumerate(self.strength.rows(self.stored)):
+            for site, dtype, values in zip(sites, dtypes, steps, strict=True):
+                values[record] = encode(gates(row[site.vectors], self.strength.gamma), dtype)
+        return {s.tensor: InPlace(s.axis, g) for s, g in zip(sites, steps, strict=True)}
+
+
+def check_base(stored: Statistics, digest: str, model: Path) -> None:
+    """`PlanMismatchError` unless `digest` is that of the weights that were measured."""
+    if digest != stored.model_digest:
+        raise PlanMismatchError(
+            f"{stored.location.url}: measured on weights {stored.model_digest[:12]}…, but {model} "
+            f"has {digest[:12]}…; statistics fit the very weights they were measured on"
+        )
