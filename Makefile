@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo demo-vision test check bench clean
+.PHONY: demo demo-vision test test-faults check bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,9 @@ demo-vision: $(INSTALLED)  ## a small LLaVA forgets five persons
 
 test: check  ## style, types, tests
 	$(BIN)/pytest
+
+test-faults: $(INSTALLED)  ## killed workers, cut networks, memory; under fifteen minutes
+	$(BIN)/pytest -m long
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

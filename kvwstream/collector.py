@@ -63,11 +63,15 @@ def record_sums(
     moments: Sequence[str],
     *,
     by_example: bool = False,
+    change: Callable[[int, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Sums of coefficients over the positions that count, float32 on the model's device.
 
     Shape (moment, segment, vector) with one segment for the record, or one per example with
-    `by_example`. Rows are selected first, then cast to float32, then summed. Raises `ModelError`
+    `by_example`. `change` gives what takes the place of a site's coefficients once they
+    are measured (None: they stay).
+
+    Rows are selected first, then cast to float32, then summed. Raises `ModelError`
     if a site does not fire exactly once or does not see every position of the batch.
     """
     segments = batch.counts if by_example else [sum(batch.counts)]
@@ -77,7 +81,7 @@ def record_sums(
     )
     fired: set[int] = set()
 
-    def take(number: int, coefficients: Tensor) -> None:
+    def take(number: int, coefficients: Tensor) -> Tensor | None:
         site = sites[number]
         flat = coefficients.reshape(-1, coefficients.shape[-1])
         if number in fired:
@@ -96,6 +100,7 @@ def record_sums(
                 sums[moment, segment, site.vectors] = run.sum(dim=0)
         if len(fired) == len(sites):
             raise _EverySiteSeenError
+        return change(number, coefficients) if change else None
 
     with site_inputs(model, sites, take):
         try:
@@ -116,14 +121,17 @@ def collect_record(
     moments: Sequence[str],
     record: int,
     examples: Sequence[str],
+    change: Callable[[int, Tensor], Tensor | None] | None = None,
 ) -> tuple[Float32, Int64]:
     """Sums (moment, vector) float32 and counts (site,) int64 of one record, on the host.
 
+    `change` as in `record_sums`.
+
     Raises `NumericalError` naming site, record and example where a coefficient is not finite.
     """
-    sums = record_sums(model, sites, batch, moments)[:, 0].cpu().numpy()
+    sums = record_sums(model, sites, batch, moments, change=change)[:, 0].cpu().numpy()
     if not np.isfinite(sums).all():
-        raise _not_finite(model, sites, batch, moments, record, examples)
+        raise _not_finite(model, sites, batch, moments, record, examples, change)
     return sums, np.full(len(sites), sum(batch.counts), np.int64)
 
 
@@ -134,9 +142,10 @@ def _not_finite(
     moments: Sequence[str],
     record: int,
     examples: Sequence[str],
+    change: Callable[[int, Tensor], Tensor | None] | None,
 ) -> NumericalError:
     """Find the first site and the example to blame, by a second pass with sums per example."""
-    sums = record_sums(model, sites, batch, moments, by_example=True).cpu().numpy()
+    sums = record_sums(model, sites, batch, moments, by_example=True, change=change).cpu().numpy()
     culprits = np.argwhere(~np.isfinite(sums).all(axis=0).T)
     if len(culprits):
         vector, example = culprits[0]

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvwstream.errors import DataError
+from kvwstream.images import ImageSource
 from kvwstream.plan import digest_of
 
 ROLES = ("system", "user", "assistant")
@@ -21,13 +21,13 @@ class Example:
 
     `messages` are `{"role", "content"}` with a string or a list of `{"type": "text" | "image"}`
     parts; the last one is the assistant's answer, as a string. `images` are consumed by the image
-    parts in order: encoded bytes, or the path of a file. `keywords` are the spellings of which one
+    parts in order: encoded bytes, or where they are. `keywords` are the spellings of which one
     must stand in a right answer (default: the whole answer).
     """
 
     id: str
     messages: tuple[dict[str, Any], ...]
-    images: tuple[bytes | Path, ...] = ()
+    images: tuple[ImageSource, ...] = ()
     keywords: tuple[str, ...] = ()
 
     @property
@@ -68,7 +68,7 @@ def question_answer(
     name: str,
     question: str,
     answer: str,
-    images: Sequence[bytes | Path] = (),
+    images: Sequence[ImageSource] = (),
     keywords: Sequence[str] = (),
 ) -> Example:
     """A question with its images before it, and the answer."""

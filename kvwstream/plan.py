@@ -17,6 +17,7 @@ from kvwstream.errors import DamageError, OptionError
 
 FORMAT_VERSION = 1
 MOMENTS = ("abs", "signed", "square")
+ARITHMETICS = ("exact", "in-place")
 TOKEN_RULES = ("answer", "question", "image", "all")
 
 
@@ -74,6 +75,29 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Progressive:
+    """How the model is weakened while the forget records are measured (Algorithm 1)."""
+
+    gamma: float
+    layers: str
+    arithmetic: str
+    retain: str
+    """Digest of C_r and of the retain tokens per site."""
+    epochs: int = 1
+    """Passes over the examples, each in the same order."""
+    after: str | None = None
+    """Digest of the rows of A that the model was weakened by before the first record."""
+
+    def __post_init__(self) -> None:
+        if self.arithmetic not in ARITHMETICS:
+            raise OptionError(
+                f"arithmetic must be one of {', '.join(ARITHMETICS)}, got {self.arithmetic}"
+            )
+        if self.epochs < 1:
+            raise OptionError(f"epochs must be at least 1, got {self.epochs}")
+
+
+@dataclass(frozen=True)
 class CollectPlan:
     """What decides the numbers of a store (design: *plan*).
 
@@ -98,9 +122,15 @@ class CollectPlan:
     attention: str
     threads: int
     schedule: str = "frozen"
+    progressive: Progressive | None = None
+    """With the schedule `progressive` only."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if self.schedule != ("progressive" if self.progressive else "frozen"):
+            raise OptionError(
+                f"schedule {self.schedule} does not fit progressive {self.progressive}"
+            )
         for name in ("num_examples", "num_sites", "num_vectors", "batch_size", "part_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -110,7 +140,12 @@ class CollectPlan:
 
     @property
     def num_records(self) -> int:
-        """Number of records: batches of `batch_size` examples, the last one may be smaller."""
+        """Number of records: batches of `batch_size` examples, in each epoch."""
+        return self._records_per_epoch * (self.progressive.epochs if self.progressive else 1)
+
+    @property
+    def _records_per_epoch(self) -> int:
+        """The last record of an epoch may be smaller."""
         return -(-self.num_examples // self.batch_size)
 
     @property
@@ -132,7 +167,7 @@ class CollectPlan:
 
     def examples_of(self, record: int) -> range:
         """Positions, in plan order, of the examples of a record."""
-        start = record * self.batch_size
+        start = record % self._records_per_epoch * self.batch_size
         return range(start, min(start + self.batch_size, self.num_examples))
 
     @property
@@ -157,7 +192,14 @@ class CollectPlan:
             missing, extra = sorted(fields - values.keys()), sorted(values.keys() - fields)
             raise DamageError(f"the plan is damaged: missing {missing}, unknown {extra}")
         try:
-            return cls(**{**values, "moments": tuple(values["moments"])})
+            how = values["progressive"]
+            return cls(
+                **{
+                    **values,
+                    "moments": tuple(values["moments"]),
+                    "progressive": how and Progressive(**how),
+                }
+            )
         except (OptionError, TypeError) as error:
             raise DamageError(f"the plan is damaged: {error}") from error
 

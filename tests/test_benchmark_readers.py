@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvwstream.errors import DataError, OptionError
+from kvwstream.examples import Example
 from kvwstream.readers import read_examples
 from kvwstream.readers.clear import CAPTION_QUESTIONS
 from tests.test_images import png
@@ -99,6 +100,11 @@ def saved(rows: list[dict[str, Any]], folder: Path) -> None:
     with_images(rows).save_to_disk(folder)
 
 
+def pictures(example: Example) -> tuple[bytes, ...]:
+    """The encoded images, read where the data set keeps them."""
+    return tuple(i if isinstance(i, bytes) else i.read_bytes() for i in example.images)
+
+
 def with_images(rows: list[dict[str, Any]]) -> datasets.Dataset:
     dataset = datasets.Dataset.from_list(rows)
     if "image" in dataset.column_names:
@@ -135,10 +141,10 @@ def test_clear_captions(write):
     source = write(CLEAR)
     examples = read_examples(source)
     assert [e.answer for e in examples] == [row["caption"] for row in CLEAR]
-    assert [e.images[0] for e in examples] == [row["image"]["bytes"] for row in CLEAR]
+    assert [pictures(e)[0] for e in examples] == [row["image"]["bytes"] for row in CLEAR]
     assert all(said(e)[0] in CAPTION_QUESTIONS for e in examples)
     assert [e.keywords for e in examples] == [(ANN,), (BOB,)]
-    assert examples == read_examples(source)
+    assert [e.digest for e in examples] == [e.digest for e in read_examples(source)]
     asked = {said(read_examples(source, seed=seed)[0])[0] for seed in range(20)}
     assert len(asked) > 3
 
@@ -201,7 +207,7 @@ def test_mllmu_questions_in_both_layouts(write, tmp_path):
     assert [said(e) for e in examples] == [("Who?", "Ann."), ("Job?", "Pilot.")]
     assert len({e.id for e in examples}) == 2
     assert all("ID 7" in e.id for e in examples)
-    assert all(e.images == (METADATA["image"]["bytes"],) for e in examples)
+    assert all(pictures(e) == (METADATA["image"]["bytes"],) for e in examples)
 
 
 def test_mllmu_evaluation_tasks_have_the_prompts_of_the_benchmark(write):
@@ -230,7 +236,7 @@ def test_mllmu_evaluation_tasks_have_the_prompts_of_the_benchmark(write):
 
 def test_mllmu_test_set_shows_one_of_several_pictures(write):
     one, _ = read_examples(write([TEST_SET]), task="generation")
-    assert one.images == (TEST_SET["images"][0]["bytes"],)
+    assert pictures(one) == (TEST_SET["images"][0]["bytes"],)
 
 
 def test_tofu(tmp_path):

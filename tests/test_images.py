@@ -6,14 +6,16 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from kvwstream.errors import DataError
-from kvwstream.images import load_image
+from kvwstream.images import StoredImage, load_image
 from kvwstream.readers import read_examples
 
 
@@ -134,3 +136,24 @@ def test_bad_rows_can_be_left_out_and_are_told(tmp_path):
     assert [row.place for row in bad] == ["data.jsonl:1", "data.jsonl:3"]
     assert "no such file" in bad[0].reason
     assert "is empty" in bad[1].reason
+
+
+def test_images_of_a_data_set_stay_in_its_file(tmp_path):
+    """Examples of a saved data set hold references, and their digests are those of the bytes."""
+    rows = [
+        {
+            "question": f"What is in picture {n}?",
+            "answer": "A dot.",
+            "image": {"bytes": png(), "path": None},
+        }
+        for n in range(3)
+    ]
+    saved = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    saved.save_to_disk(tmp_path / "saved")
+    examples = read_examples(str(tmp_path / "saved"))
+    for example in examples:
+        (image,) = example.images
+        assert isinstance(image, StoredImage)
+        assert image.read_bytes() == png()
+        assert load_image(image, "here").size == load_image(png(), "here").size
+        assert example.digest == replace(example, images=(png(),)).digest

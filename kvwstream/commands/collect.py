@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from kvwstream.commands.shown import quiet_transformers, show_table
+from kvwstream.errors import OptionError
 from kvwstream.options import (
+    Arithmetic,
     Config,
     CrossAttention,
     Data,
@@ -56,6 +58,19 @@ def collect(
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Go on with other versions or devices.")
     ] = False,
+    progressive: Annotated[
+        bool, typer.Option("--progressive", help="Each record on the model as weakened so far.")
+    ] = False,
+    retain_statistics: Annotated[
+        str | None, typer.Option(help="C_r, with --progressive; or --after.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Statistics of the requests before, with --progressive.")
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="Strength, with --progressive.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, with --progressive.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="With --progressive.")] = 1,
+    arithmetic: Annotated[Arithmetic, typer.Option(help="With --progressive.")] = Arithmetic.exact,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many examples.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the order of the examples.")] = 0,
     cross_attention: CrossAttention = False,
@@ -74,6 +89,7 @@ def collect(
     from kvwstream.pipelines import collect as pipeline
     from kvwstream.pipelines.cluster import Cluster
     from kvwstream.pipelines.prepare import default_threads, prepare
+    from kvwstream.pipelines.progressive import Beginning
     from kvwstream.pipelines.worker import Job
     from kvwstream.plan import canonical_moments
     from kvwstream.preview import print_examples, summary
@@ -83,6 +99,15 @@ def collect(
     quiet_transformers()
     share = pipeline.Share.parse(parts) if parts else pipeline.ALL
     cluster = Cluster.chosen(workers, scheduler, gpus_per_worker, share=parts)
+    beginning = how = None
+    if progressive:
+        beginning = Beginning.chosen(retain_statistics, after)
+        how = beginning.plan(gamma, layers, arithmetic.value, epochs)
+    elif (retain_statistics, after, gamma, layers, epochs) != (None, None, None, None, 1):
+        raise OptionError(
+            "--retain-statistics, --after, --gamma, --layers and --epochs belong to --progressive; "
+            "a frozen collection needs none of them"
+        )
     source = Source(data, format.value, task, config, split, seed, skip_bad_rows)
     examples, bad = source.read()
     prepared = prepare(
@@ -99,6 +124,7 @@ def collect(
         limit=limit,
         seed=seed,
         cross_attention=cross_attention,
+        progressive=how,
     )
     progress = progress_for(log_json=log_json)
     for row in bad:
@@ -116,6 +142,7 @@ def collect(
         cluster=cluster,
         job=Job(store, model, source, device, device_map, cross_attention, allow_mixed).absolute(),
         share=share,
+        beginning=beginning,
         device_map=device_map,
         allow_mixed=allow_mixed,
         progress=progress,

@@ -11,15 +11,22 @@ from kvwstream.options import LogJson
 
 def reduce(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Statistics to write; must not exist.")],
-    retain: Annotated[list[str], typer.Option(help="Store of data to retain; repeatable.")],
+    retain: Annotated[
+        list[str] | None, typer.Option(help="Store of data to retain; repeatable.")
+    ] = None,
     forget: Annotated[list[str] | None, typer.Option(help="To forget; repeatable.")] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Statistics of the requests before, instead of --retain.")
+    ] = None,
     log_json: LogJson = False,
 ) -> None:
     """Turn stores into C_r, C_f, the Forget Knowledge Accessor and its sum."""
     from kvwstream.pipelines import reduce as pipeline
     from kvwstream.progress import progress_for
 
-    stored = pipeline.reduce(retain, out, forget or [], progress=progress_for(log_json=log_json))
+    stored = pipeline.reduce(
+        retain or [], out, forget or [], after=after, progress=progress_for(log_json=log_json)
+    )
     typer.echo(
         f"{out}: {stored.attributes['num_retain_records']} retain records, "
         f"{stored.num_forget_records} forget records, {len(stored.sites)} sites"

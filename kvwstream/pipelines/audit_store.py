@@ -15,7 +15,8 @@ from kvwstream.coefficients import per_vector
 from kvwstream.errors import DamageError, KvwstreamError
 from kvwstream.examples import BadRow
 from kvwstream.pipelines.audit_report import Audit
-from kvwstream.pipelines.derive import check_compatible, derive, describe
+from kvwstream.pipelines.derive import derive
+from kvwstream.pipelines.sources import check_compatible, describe
 from kvwstream.plan import Site
 from kvwstream.stores.arrays import Array, ArrayDigest, check_group, digest_array, read_table
 from kvwstream.stores.collected import COUNT, ENVIRONMENT, CollectStore

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
+from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import InterruptError, OptionError, PartsFailedError, Stop
 from kvwstream.examples import BadRow
 from kvwstream.models import load_model
 from kvwstream.pipelines.cluster import ATTEMPTS, Cluster, run_on_cluster
 from kvwstream.pipelines.prepare import Preparation
+from kvwstream.pipelines.progressive import SAFETENSORS, Beginning, run_progressive
+from kvwstream.pipelines.sources import check_measured_alike
 from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt, Worker
 from kvwstream.plan import Part
 from kvwstream.progress import Advance, Progress, Silent
@@ -55,6 +58,7 @@ def collect(
     cluster: Cluster | None = None,
     job: Job | None = None,
     share: Share = ALL,
+    beginning: Beginning | None = None,
     device_map: str | None = None,
     allow_mixed: bool = False,
     progress: Progress | None = None,
@@ -70,6 +74,7 @@ def collect(
     """
     progress = progress or Silent()
     plan = prepared.plan
+    _check_beginning(prepared, beginning, one_by_one=cluster is None and share == ALL)
     written = CollectStore.create(Location(store), plan, prepared.sites, prepared.table, skipped)
     missing = _missing(written, share, progress)
     if not missing:
@@ -83,7 +88,11 @@ def collect(
             else:
                 loaded = load_model(prepared.folder, plan.dtype, str(prepared.device), device_map)
                 worker = Worker(prepared, written, loaded, allow_mixed=allow_mixed)
-                outcomes = _run_here(worker, missing, advance, progress)
+                outcomes = (
+                    run_progressive(worker, beginning, advance)
+                    if beginning
+                    else _run_here(worker, missing, advance, progress)
+                )
             failures = _failures(outcomes, progress)
     except (KeyboardInterrupt, Stop):
         raise InterruptError(
@@ -93,11 +102,34 @@ def collect(
     if failures:
         lines = [f"part {failure.part}: {failure.reason}" for failure in failures]
         raise PartsFailedError(
-            f"{store}: {len(failures)} of {len(missing)} parts failed; when that is mended, run the "
-            "same command again: " + ("\n  " if len(lines) > 1 else "").join(["", *lines])
+            f"{store}: {len(failures)} of {len(missing)} parts failed; when that is mended, run "
+            "the same command again: " + ("\n  " if len(lines) > 1 else "").join(["", *lines])
         )
     written.tidy()
     return written
+
+
+def _check_beginning(
+    prepared: Preparation, beginning: Beginning | None, *, one_by_one: bool
+) -> None:
+    """`OptionError` or `PlanMismatchError` unless a progressive plan can be run as it is."""
+    plan, how = prepared.plan, prepared.plan.progressive
+    if how is None:
+        return
+    assert beginning, "a progressive plan needs its beginning"
+    if not one_by_one:
+        raise OptionError(
+            "a progressive collection goes record by record: leave --workers, --scheduler and "
+            "--parts out"
+        )
+    check_measured_alike(beginning.stored, plan)
+    tensors = Checkpoint.open(prepared.folder).tensors
+    unlike = {tensors[s.tensor].dtype for s in prepared.sites} - {SAFETENSORS[plan.dtype]}
+    if how.arithmetic == "in-place" and unlike:
+        raise OptionError(
+            f"in-place arithmetic multiplies the checkpoint's own weights ({', '.join(unlike)}), "
+            f"which are not {plan.dtype}: leave --dtype out"
+        )
 
 
 def _missing(written: CollectStore, share: Share, progress: Progress) -> list[Part]:

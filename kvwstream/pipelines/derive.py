@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain as chain_iterables
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,11 +18,12 @@ from tlz import partition_all
 
 from kvwstream.accessor import accessor
 from kvwstream.coefficients import CoefficientSums, Float64, Int64, per_vector, token_mean
-from kvwstream.errors import DataError, OptionError, PlanMismatchError
-from kvwstream.plan import STATISTIC_FIELDS
+from kvwstream.pipelines.chain import Chain
+from kvwstream.pipelines.retained import Retained
+from kvwstream.plan import Progressive
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore, PartData
-from kvwstream.stores.statistics import coordinates
+from kvwstream.stores.statistics import Statistics, coordinates
 
 Leaf = tuple[CollectStore, int]
 WINDOW = 64
@@ -75,62 +77,55 @@ def derive(
     sink: Sink,
     retain: Sequence[CollectStore],
     forget: Sequence[CollectStore],
+    previous: Statistics | None = None,
     advance: Advance | None = None,
 ) -> None:
-    """Send every number that follows from the stores to `sink`."""
-    sums = fold_retain(retain, advance)
-    mean = sums.mean()
-    sink.put("retain_mean", mean)
-    sink.put("retain_standard_error", sums.standard_error())
-    sink.put("retain_token_count", sums.tokens)
-    names = [name for store in forget for name in store.record_names()]
-    for name, values in coordinates(retain[0].sites, names):
+    """Send every number that follows from the stores to `sink`.
+
+    With `previous`, C_r and the forget records before those of `forget` are taken from there
+    instead of from `retain` stores: the same numbers, without reading theirs again.
+    """
+    if previous:
+        retained, sites = Retained.from_statistics(previous), previous.sites
+    else:
+        retained, sites = Retained.from_sums(fold_retain(retain, advance)), retain[0].sites
+    sink.put("retain_mean", retained.mean)
+    sink.put("retain_standard_error", retained.standard_error)
+    sink.put("retain_token_count", retained.tokens)
+    names = previous.read("examples").tolist() if previous and previous.num_forget_records else []
+    num_before = len(names)
+    names += [name for store in forget for name in store.record_names()]
+    for name, values in coordinates(sites, names):
         sink.put(name, values)
-    if not forget:
+    if not names:
         return
     rows = {name: sink.rows(name, dtype) for name, dtype in ROW_DTYPES.items()}
-    total = np.zeros_like(mean)
-    for record in scan_forget(forget, mean, sums.coverage(), advance):
+    total, scan = np.zeros_like(retained.mean), ForgetScan(retained.widths)
+    if previous and num_before:
+        scan.resume(previous)
+    before = previous.attributes["progressive"] if previous else None
+    chain = Chain(forget, retained, num_before, Progressive(**before) if before else None)
+    stored = _stored_records(previous, num_before) if previous else iter(())
+    records = scan_forget(forget, retained, scan, advance)
+    for number, record in enumerate(chain_iterables(stored, records)):
+        chain.at(number, total)
         total += record.accessor
+        chain.add(record.accessor)
         for name, row in zip(ROW_DTYPES, record, strict=True):
             rows[name].add(row)
     for writer in rows.values():
         writer.close()
     sink.put("exponent", total)
+    sink.put("forget_sum", scan.total)
 
 
-def check_compatible(stores: Sequence[CollectStore]) -> None:
-    """`PlanMismatchError` unless all measure the same, `DataError` if two share an example.
-
-    Withdrawn examples do not count; a store of which nothing is left is refused.
-    """
-    first = stores[0]
-    if "abs" not in first.plan.moments:
-        raise OptionError(f"{first.location.url}: has no abs moment, which the accessor needs")
-    owners: dict[str, tuple[CollectStore, str]] = {}
-    for store in stores:
-        differences = first.plan.differences(store.plan, STATISTIC_FIELDS)
-        if differences:
-            raise PlanMismatchError(
-                f"{first.location.url} and {store.location.url} do not belong together:\n  "
-                + "\n  ".join(differences)
-            )
-        if not len(store.records):
-            raise DataError(f"{store.location.url}: every example is withdrawn, nothing is left")
-        shared = []
-        for position, digest in enumerate(store.examples.digests):
-            if position in store.revision.removed:
-                continue
-            name = store.examples.ids[position]
-            owner = owners.setdefault(digest, (store, name))
-            if owner[0] is not store:
-                shared.append(f"{owner[1]} = {name}")
-        if shared:
-            raise DataError(
-                f"{store.location.url}: {len(shared)} examples stand in an earlier store too "
-                f"({', '.join(shared[:5])}{', …' if len(shared) > 5 else ''}); an example counts "
-                "once, and is either to retain or to forget"
-            )
+def _stored_records(previous: Statistics, count: int) -> Iterator[ForgetRecord]:
+    counts = previous.read("forget_token_count") if count else ()
+    names = [name for name, dtype in ROW_DTYPES.items() if dtype is np.float64]
+    for *values, tokens in zip(
+        *(previous.rows(name, count) for name in names), counts, strict=True
+    ):
+        yield ForgetRecord(*values, tokens)
 
 
 def fold_retain(stores: Sequence[CollectStore], advance: Advance | None = None) -> CoefficientSums:
@@ -150,18 +145,18 @@ def fold_retain(stores: Sequence[CollectStore], advance: Advance | None = None) 
 
 def scan_forget(
     stores: Sequence[CollectStore],
-    retain_mean: Float64,
-    covered: Iterable[bool],
+    retained: Retained,
+    scan: ForgetScan,
     advance: Advance | None = None,
 ) -> Iterator[ForgetRecord]:
     """The forget records in order; Dask reads, checks and takes logarithms ahead of the scan."""
     import dask
 
-    mask = per_vector(np.asarray(covered), stores[0].widths)
-    scan = ForgetScan(stores[0].widths)
     for window in partition_all(os.cpu_count() or 1, _leaves(stores)):
         tasks = [
-            dask.delayed(_measure_part, pure=False, traverse=False)(leaf, retain_mean, mask)
+            dask.delayed(_measure_part, pure=False, traverse=False)(
+                leaf, retained.mean, retained.covered
+            )
             for leaf in window
         ]
         measured = dask.compute(*tasks, scheduler="threads", num_workers=os.cpu_count())
@@ -178,6 +173,11 @@ class ForgetScan:
         self.widths = widths
         self.total = np.zeros(int(widths.sum()))
         self.tokens = np.zeros(len(widths), np.int64)
+
+    def resume(self, previous: Statistics) -> None:
+        """Go on where the forget records of `previous` ended."""
+        self.total += previous.read("forget_sum")
+        self.tokens += previous.read("forget_token_count").sum(axis=0)
 
     def add(self, data: PartData, means: Float64, accessors: Float64) -> Iterator[ForgetRecord]:
         """Records of the next part."""
@@ -216,26 +216,7 @@ def reduce_serial(
         "accessor": np.array([record.accessor for record in records]),
         "forget_token_count": np.array([record.counts for record in records]),
         "exponent": total,
-    }
-
-
-def describe(retain: Sequence[CollectStore], forget: Sequence[CollectStore]) -> dict[str, Any]:
-    """Attributes of the group: which model, which stores, how many records."""
-    plan = retain[0].plan
-    return {
-        "model": {field: plan.to_dict()[field] for field in STATISTIC_FIELDS},
-        "moment": "abs",
-        "num_retain_records": sum(len(store.records) for store in retain),
-        "sources": [
-            {
-                "role": role,
-                "name": store.location.name,
-                "digest": store.digest(),
-                "plan": store.plan.to_dict(),
-            }
-            for role, stores in (("retain", retain), ("forget", forget))
-            for store in stores
-        ],
+        "forget_sum": scan.total,
     }
 
 

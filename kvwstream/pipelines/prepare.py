@@ -24,7 +24,7 @@ from kvwstream.models import (
     resolve_device,
     resolve_dtype,
 )
-from kvwstream.plan import TOKEN_RULES, CollectPlan, Site, order_by_seed
+from kvwstream.plan import TOKEN_RULES, CollectPlan, Progressive, Site, order_by_seed
 from kvwstream.sites import find_sites
 from kvwstream.stores.collected import CollectStore, read_plan
 from kvwstream.stores.location import Location
@@ -83,6 +83,7 @@ def prepare(
     limit: int | None = None,
     seed: int = 0,
     cross_attention: bool = False,
+    progressive: Progressive | None = None,
     on_bad_row: Callable[[BadRow], None] | None = None,
 ) -> Preparation:
     """Freeze the plan: check and tokenise every example, find the sites, digest the weights.
@@ -125,6 +126,8 @@ def prepare(
         dtype=str(resolve_dtype(dtype, found.config)).removeprefix("torch."),
         attention=attention_of(found.config),
         threads=threads or torch.get_num_threads(),
+        schedule="progressive" if progressive else "frozen",
+        progressive=progressive,
     )
     return Preparation(plan, found.folder, found.sites, chosen, spans, encoder, where)
 

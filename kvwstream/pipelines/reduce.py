@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvwstream.errors import StorageError
-from kvwstream.pipelines.derive import check_compatible, derive, describe
+from kvwstream.errors import OptionError
+from kvwstream.pipelines.derive import derive
+from kvwstream.pipelines.sources import check_compatible, check_measured_alike, describe
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import Statistics, StatisticsWriter
+from kvwstream.stores.statistics import Statistics, StatisticsWriter, room_for
 
 
 def reduce(
@@ -17,36 +18,40 @@ def reduce(
     out: str,
     forget: Sequence[str] = (),
     *,
+    after: str | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Reduce complete stores into the new statistics group `out`.
 
-    Several stores of one kind count as one, in the order given. Raises `IncompleteError` listing
-    unsealed parts, `PlanMismatchError` if the stores do not belong together, `DataError` if two of
-    them share an example, `StorageError` if `out` exists. Written beside its place and moved:
-    what has the final name is whole.
+    Several stores of one kind count as one, in the order given. With `after`, the statistics of the
+    requests before, C_r and their forget records are taken from there, and `retain` is empty.
+
+    Raises `IncompleteError` listing unsealed parts, `PlanMismatchError` if the stores do not belong together, `DataError` if two of
+    them share an example, `StorageError` if `out` exists. What is there is whole: on a local path
+    it is written beside and moved, in a bucket its group document comes last.
     """
     progress = progress or Silent()
     retain_stores = open_stores(retain)
     forget_stores = open_stores(forget)
     stores = [*retain_stores, *forget_stores]
+    previous = Statistics.open(Location(after)) if after else None
+    if bool(retain) == bool(previous) or not stores:
+        raise OptionError(
+            "C_r comes from stores (--retain) or from the statistics of the requests before "
+            "(--after, with --forget): give one of the two"
+        )
     check_compatible(stores)
+    if previous:
+        check_measured_alike(previous, stores[0].plan)
     place = Location(out)
-    if place.exists():
-        raise StorageError(f"{out}: exists already; choose another name or remove it")
-    draft = place.beside(f".{place.name}.partial")
-    draft.remove()
-
     num_parts = sum(store.plan.num_parts for store in stores)
     num_records = sum(len(store.records) for store in forget_stores)
-    writer = StatisticsWriter(draft, stores[0].sites, num_records)
-    try:
+    num_records += previous.num_forget_records if previous else 0
+    with room_for(place) as draft:
+        writer = StatisticsWriter(draft, stores[0].sites, num_records)
         with progress.task("reduce", num_parts, "parts") as advance:
-            derive(writer, retain_stores, forget_stores, advance)
-        writer.finish(describe(retain_stores, forget_stores))
-        draft.move(place, last="zarr.json")
-    finally:
-        draft.remove()
+            derive(writer, retain_stores, forget_stores, previous, advance)
+        writer.finish(describe(retain_stores, forget_stores, previous))
     return Statistics.open(place)
 
 

@@ -19,6 +19,11 @@ def withdraw(url: str, ids: Sequence[str]) -> Revision:
     """
     store = CollectStore.open(Location(url))
     store.require_sealed()
+    if store.plan.progressive:
+        raise DataError(
+            f"{url}: progressive: later records were measured on the model as weakened by this "
+            "one; remove the example from the data and collect a new store"
+        )
     before = store.revision
     position_of = {name: position for position, name in enumerate(store.examples.ids)}
     unknown = [name for name in ids if name not in position_of]

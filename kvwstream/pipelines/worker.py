@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from kvwstream.checkpoint import Checkpoint
+from kvwstream.coefficients import Float32, Int64
 from kvwstream.collector import collect_record
 from kvwstream.errors import KvwstreamError, ModelError, StorageError
 from kvwstream.models import LoadedModel, environment_of, inference, load_model
@@ -84,6 +86,21 @@ class FailureKind(StrEnum):
     """The worker never came to run the part: no model, no data, another environment."""
 
 
+class Weakening(Protocol):
+    """The model as weakened by the records so far, in a progressive collection."""
+
+    weakened: Any
+    """Its `change` takes a site's coefficients once they are measured."""
+
+    @property
+    def digest(self) -> str:
+        """Of S so far."""
+        ...
+
+    def add(self, sums: Float32, counts: Int64) -> None:
+        """Weaken by one more record."""
+
+
 class Worker:
     """A loaded model at work on one store."""
 
@@ -111,8 +128,14 @@ class Worker:
         loaded = load_model(prepared.folder, store.plan.dtype, device, job.device_map)
         return cls(prepared, store, loaded, allow_mixed=job.allow_mixed)
 
-    def run(self, part: Part, advance: Advance | None = None) -> Receipt:
-        """Measure a part and seal it."""
+    def computing(self) -> AbstractContextManager[None]:
+        """The state of torch in which the plan's numbers come out."""
+        return inference(self.loaded.model, self.prepared.plan.threads)
+
+    def run(
+        self, part: Part, advance: Advance | None = None, replay: Weakening | None = None
+    ) -> Receipt:
+        """Measure a part and seal it; with `replay` on the model as weakened so far."""
         run = 0
 
         def count(units: int, tokens: int = 0) -> None:
@@ -122,17 +145,15 @@ class Worker:
             if advance:
                 advance(units, tokens)
 
-        with (
-            inference(self.loaded.model, self.prepared.plan.threads),
-            self.notebook.part(part.number) as page,
-        ):
+        start = replay.digest if replay else None
+        with self.computing(), self.notebook.part(part.number) as page:
             try:
-                data = collect_part(self.loaded, self.prepared, part, count)
+                data = collect_part(self.loaded, self.prepared, part, count, replay)
             except BaseException:
                 if advance:
                     advance(-page.records, -run)
                 raise
-        self.store.write_part(data, self.environment)
+        self.store.write_part(data, self.environment, start)
         return Receipt(part.number, part.num_records, run)
 
     def attempt(self, part: Part, advance: Advance | None = None) -> Receipt | Failure:
@@ -153,9 +174,14 @@ def failure(part: int, error: Exception, kind: FailureKind | None = None) -> Fai
 
 
 def collect_part(
-    loaded: LoadedModel, prepared: Preparation, part: Part, advance: Advance | None = None
+    loaded: LoadedModel,
+    prepared: Preparation,
+    part: Part,
+    advance: Advance | None = None,
+    replay: Weakening | None = None,
 ) -> PartData:
     """Measure the records of one part; touches no storage."""
+    change = replay.weakened.change if replay else None
     plan = prepared.plan
     sums = {
         moment: np.empty((part.num_records, plan.num_vectors), np.float32)
@@ -165,10 +191,18 @@ def collect_part(
     for row, record in enumerate(range(part.start, part.stop)):
         batch = prepared.batch(record).to(loaded.device)
         values, counts[row] = collect_record(
-            loaded.model, prepared.sites, batch, plan.moments, record, prepared.names(record)
+            loaded.model,
+            prepared.sites,
+            batch,
+            plan.moments,
+            record,
+            prepared.names(record),
+            change,
         )
         for moment, value in zip(plan.moments, values, strict=True):
             sums[moment][row] = value
+        if replay:
+            replay.add(sums["abs"][row], counts[row])
         if advance:
             advance(1, sum(prepared.spans[index].total for index in plan.examples_of(record)))
     return PartData(part, sums, counts)

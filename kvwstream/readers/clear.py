@@ -10,8 +10,9 @@ from typing import Any
 
 from kvwstream.errors import DataError
 from kvwstream.examples import Example, question_answer
+from kvwstream.images import ImageSource
 from kvwstream.plan import digest_of
-from kvwstream.readers.fields import image_bytes, optional_text, text, text_list
+from kvwstream.readers.fields import image_source, optional_text, text, text_list
 
 CAPTION_QUESTIONS = (
     "What can you see in this picture?",
@@ -42,7 +43,7 @@ def clear_examples(row: dict[str, Any], place: str, task: str, seed: int) -> Ite
     or the paraphrased caption.
     """
     question, answer = optional_text(row, "question"), optional_text(row, "answer")
-    images = [image_bytes(row, "image", place)] if row.get("image") is not None else []
+    images = [image_source(row, "image", place)] if row.get("image") is not None else []
     if row.get("options") is not None and task == "open":
         yield question_answer(place, question or NAME_QUESTION, text(row, "answer", place), images)
     elif row.get("options") is not None:
@@ -68,7 +69,7 @@ def _caption_question(caption: str, seed: int) -> str:
 
 
 def _with_options(
-    row: dict[str, Any], place: str, question: str, images: list[bytes], seed: int
+    row: dict[str, Any], place: str, question: str, images: list[ImageSource], seed: int
 ) -> Example:
     """The right answer goes among the options, at a place that seed and answer decide."""
     answer, options = text(row, "answer", place), text_list(row, "options", place)

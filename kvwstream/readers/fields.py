@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvwstream.errors import DataError
+from kvwstream.images import ImageSource, StoredImage
 
 
 def plain(value: Any) -> Any:
@@ -37,9 +38,11 @@ def text_list(row: dict[str, Any], field: str, place: str) -> list[str]:
     return values
 
 
-def image_bytes(row: dict[str, Any], field: str, place: str) -> bytes:
-    """Encoded bytes of an image column: the struct `{bytes, path}`, or bytes."""
+def image_source(row: dict[str, Any], field: str, place: str) -> ImageSource:
+    """The image of a column: where a data set stores it, the struct `{bytes, path}`, or bytes."""
     value = row.get(field)
+    if isinstance(value, StoredImage):
+        return value
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:
         raise DataError(f"{place}: field `{field}` holds no image bytes")

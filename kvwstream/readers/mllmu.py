@@ -12,7 +12,8 @@ from typing import Any
 
 from kvwstream.errors import DataError
 from kvwstream.examples import Example, question_answer
-from kvwstream.readers.fields import image_bytes, plain, text
+from kvwstream.images import ImageSource
+from kvwstream.readers.fields import image_source, plain, text
 
 TASK_COLUMNS = {
     "generation": "Generation_Task",
@@ -54,13 +55,13 @@ def mllmu_examples(row: dict[str, Any], place: str, task: str) -> Iterator[Examp
         )
 
 
-def _image(row: dict[str, Any], place: str) -> bytes:
+def _image(row: dict[str, Any], place: str) -> ImageSource:
     if row.get("image") is not None:
-        return image_bytes(row, "image", place)
+        return image_source(row, "image", place)
     shown = plain(row.get("images"))
     if not shown:
         raise DataError(f"{place}: has no image")
-    return image_bytes({"images": shown[0]}, "images", place)
+    return image_source({"images": shown[0]}, "images", place)
 
 
 def _metadata(row: dict[str, Any], place: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvwstream.errors import DataError, first_line
+from kvwstream.images import StoredImage
 from kvwstream.paths import local_path
 
 Row = tuple[str, Any]
@@ -30,19 +31,32 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def dataset_rows(source: str, config: str | None, split: str) -> Iterator[Row]:
-    """Rows of a data set's split, images as encoded bytes. `DataError` if it cannot be loaded."""
+    """Rows of a data set's split, images left in its file. `DataError` if it cannot be loaded."""
     import datasets
 
-    loaded = _load(source, config, split)
+    loaded, columns = _load(source, config, split), []
     for name, feature in loaded.features.items():
         inner = getattr(feature, "feature", None)
         if isinstance(feature, datasets.Image):
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
+            columns.append(name)
         elif isinstance(inner, datasets.Image):
             loaded = loaded.cast_column(name, type(feature)(datasets.Image(decode=False)))
+            columns.append(name)
     name = Path(source).name if Path(source).is_dir() else source
     for number, row in enumerate(loaded):
-        yield f"{name}:{number}", row
+        stored = {column: _stored(loaded, number, column, row[column]) for column in columns}
+        yield f"{name}:{number}", {**row, **stored}
+
+
+def _stored(rows: Any, row: int, column: str, value: Any) -> Any:
+    """The images of a row by where they are; what holds no bytes stays as it is."""
+    if isinstance(value, list):
+        return [
+            StoredImage(rows, row, column, index) if image and image["bytes"] else image
+            for index, image in enumerate(value)
+        ]
+    return StoredImage(rows, row, column) if value and value["bytes"] else value
 
 
 def _load(source: str, config: str | None, split: str) -> Any:

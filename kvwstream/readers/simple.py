@@ -8,7 +8,8 @@ from typing import Any
 
 from kvwstream.errors import DataError
 from kvwstream.examples import ROLES, Example, question_answer
-from kvwstream.readers.fields import image_bytes, plain, text
+from kvwstream.images import ImageSource
+from kvwstream.readers.fields import image_source, plain, text
 
 NEEDED = "a row needs `question` and `answer`, or `messages`"
 
@@ -47,9 +48,9 @@ def _image_values(row: dict[str, Any], place: str) -> list[Any]:
     return many or []
 
 
-def _image(value: Any, place: str, folder: Path | None) -> bytes | Path:
+def _image(value: Any, place: str, folder: Path | None) -> ImageSource:
     if not isinstance(value, str):
-        return image_bytes({"image": value}, "image", place)
+        return image_source({"image": value}, "image", place)
     if folder is None:
         raise DataError(f"{place}: image {value!r}: a path, but the data are in no folder")
     path = (folder / value).resolve()

@@ -143,23 +143,32 @@ class CollectStore:
                 f"({', '.join(map(str, missing))}); run the same `kvwstream collect` again"
             )
 
-    def write_part(self, data: PartData, environment: Mapping[str, str]) -> None:
+    def write_part(
+        self, data: PartData, environment: Mapping[str, str], exponent: str | None = None
+    ) -> None:
         """Write the arrays of a part, make them durable, then seal it.
 
-        `environment` names what made it (torch, device, ...). A part that already has a seal is
+        `environment` names what made it (torch, device, ...), `exponent` the digest of S at the
+        beginning of the part in a progressive collection. A part that already has a seal is
         left as it is: whoever was first wrote the same bytes.
         """
         place = self.location.at("parts", data.part.name)
         if place.read("zarr.json") is not None:
             return
         try:
-            self._write_part(place, data, environment)
+            self._write_part(place, data, environment, exponent)
         except StorageError:
             # Another worker may have sealed it in the meantime, and cleared away our drafts.
             if place.read("zarr.json") is None:
                 raise
 
-    def _write_part(self, place: Location, data: PartData, environment: Mapping[str, str]) -> None:
+    def _write_part(
+        self,
+        place: Location,
+        data: PartData,
+        environment: Mapping[str, str],
+        exponent: str | None,
+    ) -> None:
         records, width = data.part.num_records, int(self.widths.max())
         chunk = (records, width)
         shard = (records, -(-self.plan.num_vectors // width) * width)
@@ -176,6 +185,8 @@ class CollectStore:
             "sha256": sha256,
             "environment": dict(environment),
         }
+        if exponent is not None:
+            seal["exponent"] = exponent
         place.create("zarr.json", group_document({"seal": seal}, place, sha256))
         place.sync()
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError
 from obstore.store import LocalStore, ObjectStore, from_url
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from zarr.errors import BaseZarrError
 from zarr.storage import ObjectStore as ZarrStore
 from zarr.storage import StorePath
@@ -45,7 +44,7 @@ RETRIES: Any = {
 }
 """What obstore does about an answer of 429 or 5xx, and about a connection that breaks."""
 ATTEMPTS = 4
-"""Of a conditional put, which obstore does not send again by itself when its answer is lost."""
+"""Of a conditional put or a deletion, which obstore does not send again if the answer is lost."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,6 @@ class Location:
     def at(self, *names: str) -> Location:
         """A folder below this one."""
         return Location("/".join((self.url.rstrip("/"), *names)))
-
-    def beside(self, name: str) -> Location:
-        """A folder in the same folder."""
-        if self.is_local:
-            return Location(str(self.path.with_name(name)))
-        return Location(f"{self.url.rstrip('/').rpartition('/')[0]}/{name}")
 
     @property
     def path(self) -> Path:
@@ -135,19 +128,22 @@ class Location:
             obstore.put(store, prefix + name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put an object unless the name exists; returns whether it was put.
+        """Put an object unless the name exists; returns whether the name now holds `data`.
 
-        A storage that knows no conditional put is asked first whether the name exists.
+        Who was first cannot be told: the answer to a put that was executed may be lost, and the
+        same put, sent again, finds itself. A storage that knows no conditional put is asked first
+        whether the name exists.
         """
         with storage_errors(f"{self.url}/{name}"):
             store, prefix = self._store(mkdir=True)
             try:
                 self._again(lambda: obstore.put(store, prefix + name, data, mode="create"))
             except AlreadyExistsError:
-                return False
+                return self.read(name) == data
             except (NotSupportedError, NotImplementedError):
-                if self.read(name) is not None:
-                    return False
+                found = self.read(name)
+                if found is not None:
+                    return found == data
                 self.write(name, data)
             return True
 
@@ -161,40 +157,21 @@ class Location:
             return {item["path"].removeprefix(prefix): item for page in pages for item in page}
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects; one that is gone already is no error."""
-        store, prefix = self._store()
+        """Remove objects, a thousand in a request of S3; one that is gone already is no error."""
         with storage_errors(self.url):
-            for name in names:
-                try:
-                    obstore.delete(store, prefix + name)
-                except FileNotFoundError:
-                    continue
-
-    def remove(self) -> None:
-        """Remove everything below; for drafts, whose names nobody else uses."""
-        if self.is_local:
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            self.delete(self.listing())
-
-    def move(self, place: Location, last: str) -> None:
-        """Give the folder another name: at once on a local path, object by object in a bucket.
-
-        There `last` follows when all others are in place. `StorageError` if the name is taken.
-        """
-        if self.is_local:
-            with storage_errors(place.url):
-                self.path.rename(place.path)
-                fsync(place.path.parent)
-            return
-        (store, source), (_, target) = self._store(), place._store()
-        with storage_errors(place.url):
-            for name in self.listing().keys() - {last}:
-                obstore.rename(store, source + name, target + name)
-        content = self.read(last)
-        if content is None or not place.create(last, content):
-            raise StorageError(f"{place.url}: exists already; another command wrote it just now")
-        self.delete([last])
+            if self.is_local:
+                for name in names:
+                    Path(self.path, name).unlink(missing_ok=True)
+                return
+            store, prefix = self._store()
+            paths = [prefix + name for name in names]
+            try:
+                self._again(lambda: obstore.delete(store, paths))
+            except FileNotFoundError:
+                # A storage without bulk deletion stops there.
+                for path in paths:
+                    with suppress(FileNotFoundError):
+                        self._again(partial(obstore.delete, store, path))
 
     def sync(self) -> None:
         """Flush every local file below and the folders that name them; buckets need none."""
@@ -222,13 +199,13 @@ class Location:
                         below.rmdir()
 
     def _again(self, put: Callable[[], T]) -> T:
-        """Try once more, later, what may have failed on its way to a bucket."""
+        """Try once more, later, what may have failed on its way to a bucket or back."""
         if self.is_local:
             return put()
         for attempt in Retrying(
             retry=retry_if_exception_type(GenericError),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(initial=0.2, max=10),
+            wait=wait_random_exponential(multiplier=0.4, max=10),
             reraise=True,
         ):
             with attempt:

@@ -6,7 +6,10 @@ group, with it every array is whole.
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from kvwstream.coefficients import Float64, Int64, per_vector
-from kvwstream.errors import DamageError, OptionError
+from kvwstream.durable import fsync
+from kvwstream.errors import DamageError, OptionError, StorageError
 from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Site, digest_of
 from kvwstream.stores.arrays import (
     Array,
@@ -26,7 +30,7 @@ from kvwstream.stores.arrays import (
     read_attributes,
     write_array,
 )
-from kvwstream.stores.location import Location
+from kvwstream.stores.location import Location, storage_errors
 
 DIMS: dict[str, tuple[str, ...]] = {
     "retain_mean": ("vector",),
@@ -37,6 +41,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "accessor": ("record", "vector"),
     "forget_token_count": ("record", "site"),
     "exponent": ("vector",),
+    "forget_sum": ("vector",),
     # coordinates
     "site": ("site",),
     "tensor": ("site",),
@@ -51,7 +56,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "examples": ("record",),
 }
 COORDINATES = list(DIMS)[list(DIMS).index("site") :]
-FORGET = [name for name, dims in DIMS.items() if "record" in dims] + ["exponent"]
+FORGET = [name for name, dims in DIMS.items() if "record" in dims] + ["exponent", "forget_sum"]
 SITE_COLUMNS = dict(
     zip(
         Site._fields,
@@ -62,6 +67,7 @@ SITE_COLUMNS = dict(
 SOUND: dict[str, Callable[[Any], bool]] = {
     "model": lambda value: isinstance(value, dict) and value.keys() == set(STATISTIC_FIELDS),
     "num_forget_records": lambda value: isinstance(value, int),
+    "progressive": lambda value: value is None or isinstance(value, dict),
     "sha256": lambda value: isinstance(value, dict),
     "sources": lambda value: (
         isinstance(value, list)
@@ -71,6 +77,34 @@ SOUND: dict[str, Callable[[Any], bool]] = {
 """Attributes without which nothing can be read, and what each must look like."""
 CHUNK_BYTES = 16 << 20
 """Size that chunks of whole records aim at."""
+REMAINS = re.compile(rf"({'|'.join(DIMS)})/(zarr\.json|c(/\d+)+)")
+"""Names of the objects that a `reduce` into a bucket leaves if it is killed."""
+
+
+@contextmanager
+def room_for(place: Location) -> Iterator[Location]:
+    """Where to write the statistics that shall be at `place`; `StorageError` unless it is free.
+
+    On a local path that is a draft beside it, which gets the name when the block ends well. In a
+    bucket nothing can be moved at once, and the place itself is written: it is no group as long as
+    its document is missing. What a killed `reduce` left is removed.
+    """
+    remains = {} if place.is_local else place.listing()
+    if (place.is_local and place.exists()) or not all(map(REMAINS.fullmatch, remains)):
+        raise StorageError(f"{place.url}: exists already; choose another name or remove it")
+    if not place.is_local:
+        place.delete(remains)
+        yield place
+        return
+    draft = place.path.with_name(f".{place.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        yield Location(str(draft))
+        with storage_errors(place.url):
+            draft.rename(place.path)
+            fsync(place.path.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 class StatisticsWriter:
@@ -95,21 +129,23 @@ class StatisticsWriter:
     def finish(self, attributes: Mapping[str, Any]) -> None:
         """Make everything durable and write the group document."""
         self.location.sync()
-        self.location.create(
-            "zarr.json",
-            group_document(
-                {
-                    "kind": "statistics",
-                    "format_version": FORMAT_VERSION,
-                    "num_forget_records": self.num_records,
-                    "coordinates": " ".join(name for name in COORDINATES if name in self.digests),
-                    "sha256": self.digests,
-                    **attributes,
-                },
-                self.location,
-                self.digests,
-            ),
+        document = group_document(
+            {
+                "kind": "statistics",
+                "format_version": FORMAT_VERSION,
+                "num_forget_records": self.num_records,
+                "coordinates": " ".join(name for name in COORDINATES if name in self.digests),
+                "sha256": self.digests,
+                **attributes,
+            },
+            self.location,
+            self.digests,
         )
+        if not self.location.create("zarr.json", document):
+            raise StorageError(
+                f"{self.location.url}: another command wrote other statistics there at the same "
+                "time; see `kvwstream audit`, and reduce to another name"
+            )
         self.location.sync()
 
 

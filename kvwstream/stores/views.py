@@ -46,6 +46,6 @@ def open_store(url: str) -> xr.Dataset:
 
 
 def _open(location: Location) -> xr.Dataset:
-    folder = location.zarr()
-    opened: xr.Dataset = xr.open_zarr(folder.store, group=folder.path or None)
+    # not `group=`: xarray would read the metadata of the whole bucket
+    opened: xr.Dataset = xr.open_zarr(location.zarr(), zarr_format=3)
     return opened

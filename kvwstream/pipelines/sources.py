@@ -1,0 +1,100 @@
+"""Which stores may be reduced together, and what statistics say of where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from kvwstream.errors import DataError, OptionError, PlanMismatchError
+from kvwstream.plan import STATISTIC_FIELDS, CollectPlan
+from kvwstream.stores.collected import CollectStore
+from kvwstream.stores.statistics import Statistics
+
+COMMON_FIELDS = [field for field in STATISTIC_FIELDS if field != "schedule"]
+"""Retain data are always measured on the base model, forget data perhaps on a weakened one."""
+
+
+def check_compatible(stores: Sequence[CollectStore]) -> None:
+    """`PlanMismatchError` unless all measure the same, `DataError` if two share an example.
+
+    Withdrawn examples do not count; a store of which nothing is left is refused.
+    """
+    first = stores[0]
+    if "abs" not in first.plan.moments:
+        raise OptionError(f"{first.location.url}: has no abs moment, which the accessor needs")
+    owners: dict[str, tuple[CollectStore, str]] = {}
+    for store in stores:
+        differences = first.plan.differences(store.plan, COMMON_FIELDS)
+        if differences:
+            raise PlanMismatchError(
+                f"{first.location.url} and {store.location.url} do not belong together:\n  "
+                + "\n  ".join(differences)
+            )
+        if not len(store.records):
+            raise DataError(f"{store.location.url}: every example is withdrawn, nothing is left")
+        shared = []
+        for position, digest in enumerate(store.examples.digests):
+            if position in store.revision.removed:
+                continue
+            name = store.examples.ids[position]
+            owner = owners.setdefault(digest, (store, name))
+            if owner[0] is not store:
+                shared.append(f"{owner[1]} = {name}")
+        if shared:
+            raise DataError(
+                f"{store.location.url}: {len(shared)} examples stand in an earlier store too "
+                f"({', '.join(shared[:5])}{', …' if len(shared) > 5 else ''}); an example counts "
+                "once, and is either to retain or to forget"
+            )
+
+
+def check_measured_alike(stored: Statistics, plan: CollectPlan) -> None:
+    """`PlanMismatchError` unless C_r was measured as the stores of `plan` are."""
+    model, here = stored.attributes["model"], plan.to_dict()
+    wrong = [
+        f"{field}: {model[field]} there, {here[field]} here"
+        for field in COMMON_FIELDS
+        if model[field] != here[field]
+    ]
+    if wrong:
+        raise PlanMismatchError(
+            f"{stored.location.url}: does not belong to this model or these options:\n  "
+            + "\n  ".join(wrong)
+        )
+
+
+def describe(
+    retain: Sequence[CollectStore],
+    forget: Sequence[CollectStore],
+    previous: Statistics | None = None,
+) -> dict[str, Any]:
+    """Attributes of the group: which model, which stores in which order, how many records."""
+    before = previous.attributes if previous else {}
+    plan = (forget or retain)[0].plan
+    # Requests one after the other: one progressive one makes the order of all of them count.
+    how = next((s.plan.progressive for s in reversed(forget) if s.plan.progressive), None)
+    progressive = dataclasses.asdict(how) if how else before.get("progressive")
+    model = {field: plan.to_dict()[field] for field in STATISTIC_FIELDS}
+    return {
+        "model": {**model, "schedule": "progressive" if progressive else "frozen"},
+        "moment": "abs",
+        "num_retain_records": before.get(
+            "num_retain_records", sum(len(store.records) for store in retain)
+        ),
+        "progressive": progressive,
+        "sources": [
+            *before.get("sources", []),
+            *(
+                {
+                    "role": role,
+                    "name": store.location.name,
+                    "digest": store.digest(),
+                    "num_records": len(store.records),
+                    "plan": store.plan.to_dict(),
+                }
+                for role, stores in (("retain", retain), ("forget", forget))
+                for store in stores
+            ),
+        ],
+    }
