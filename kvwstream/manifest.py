@@ -14,15 +14,14 @@ import safetensors
 
 import kvwstream
 from kvwstream.errors import DamageError
-from kvwstream.plan import digest_of
+from kvwstream.plan import ARITHMETICS, digest_of
 from kvwstream.strength import Strength
 
 MANIFEST_VERSION = 2
-ARITHMETICS = ("exact", "in-place")
 STRENGTH_FIELDS = tuple(field.name for field in dataclasses.fields(Strength))
 COMMON = (
     *("environment", "base", "statistics", *STRENGTH_FIELDS),
-    *("schedule", "arithmetic", "num_forget_records", "sha256"),
+    *("schedule", "arithmetic", "as_frozen", "warning", "num_forget_records", "sha256"),
 )
 FIELDS = {
     "checkpoint": ("digest", "headers", "files", "weakened", "kept"),

@@ -42,6 +42,13 @@ class Tokens(StrEnum):
     all = "all"
 
 
+class Arithmetic(StrEnum):
+    """When products are rounded."""
+
+    exact = "exact"
+    in_place = "in-place"
+
+
 class Formats(StrEnum):
     """Whose rows the data are."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvwstream.options import Accessor, Accessors, Model, Power, Threshold, Until
+from kvwstream.options import Accessor, Accessors, Arithmetic, Model, Power, Threshold, Until
 
 
 class Kinds(StrEnum):
@@ -17,13 +17,6 @@ class Kinds(StrEnum):
     checkpoint = "checkpoint"
     adapter = "adapter"
     gates = "gates"
-
-
-class Arithmetics(StrEnum):
-    """When products are rounded."""
-
-    exact = "exact"
-    in_place = "in-place"
 
 
 def apply(
@@ -40,8 +33,13 @@ def apply(
         Kinds, typer.Option("--as", help="A whole checkpoint, a PEFT adapter, or a gates file.")
     ] = Kinds.checkpoint,
     arithmetic: Annotated[
-        Arithmetics, typer.Option(help="Round once, or in the weight's dtype at every record.")
-    ] = Arithmetics.exact,
+        Arithmetic | None,
+        typer.Option(help="exact rounds once, in-place at every record; default: as collected."),
+    ] = None,
+    as_frozen: Annotated[
+        bool,
+        typer.Option("--as-frozen", help="A progressive store at another strength."),
+    ] = False,
 ) -> None:
     """Write a weakened MODEL, or what weakens it, without building the model."""
     from kvwstream.accessor import LayerRange
@@ -57,7 +55,8 @@ def apply(
         out,
         strength,
         kind=kind.value,
-        arithmetic=arithmetic.value,
+        arithmetic=arithmetic.value if arithmetic else None,
+        as_frozen=as_frozen,
     )
     if kind is Kinds.checkpoint:
         written = f"{len(manifest['weakened'])} tensors weakened"

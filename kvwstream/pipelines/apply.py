@@ -21,7 +21,7 @@ from kvwstream.errors import OptionError, StorageError
 from kvwstream.gates_file import describe_gates, write_gates
 from kvwstream.manifest import MANIFEST_VERSION, dump, environment, finish
 from kvwstream.paths import hub_origin
-from kvwstream.pipelines.recipe import Recipe, check_base
+from kvwstream.pipelines.recipe import Recipe, check_base, collected_arithmetic
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
@@ -38,27 +38,32 @@ def apply(
     strength: Strength,
     *,
     kind: str = "checkpoint",
-    arithmetic: str = "exact",
+    arithmetic: str | None = None,
+    as_frozen: bool = False,
 ) -> dict[str, Any]:
     """Write `out` and return its manifest, `kvwstream.json`.
 
     `kind` is the shape of the result: a folder for `checkpoint` and `adapter`, a file for `gates`.
     `arithmetic` is `exact`, or for a checkpoint `in-place`: the weight is multiplied record after
-    record in its own dtype. Raises `PlanMismatchError` if the statistics were measured on other
-    weights, `StorageError` if `out` exists, `OptionError` for options that make no sense.
+    record in its own dtype; None is that of a progressive collection, else exact. A progressive
+    collection is refused at another strength than its own, unless `as_frozen`.
+
+    Raises `PlanMismatchError` if the statistics were measured on other weights, `StorageError` if
+    `out` exists, `OptionError` for options that make no sense.
     """
     if kind not in WRITERS:
         raise OptionError(f"the result must be one of {', '.join(WRITERS)}, got {kind}")
-    if arithmetic != "exact" and kind != "checkpoint":
-        raise OptionError(
-            f"arithmetic {arithmetic}: what it does depends on each weight, so that no gates tell "
-            "it; write a checkpoint"
-        )
     if os.path.lexists(out):
         raise StorageError(f"{out}: exists already; choose another name or remove it")
     if out.resolve().is_relative_to(model.resolve()):
         raise StorageError(f"{out}: lies in the base checkpoint; choose a place outside of it")
-    recipe = Recipe(Statistics.open(Location(statistics)), strength, arithmetic)
+    stored = Statistics.open(Location(statistics))
+    recipe = Recipe(stored, strength, arithmetic or collected_arithmetic(stored), as_frozen)
+    if recipe.arithmetic != "exact" and kind != "checkpoint":
+        raise OptionError(
+            f"arithmetic {recipe.arithmetic}: what it does depends on each weight, so that no "
+            "gates tell it; write a checkpoint"
+        )
     base = Checkpoint.open(model)
     recipe.sites_in(base)
 

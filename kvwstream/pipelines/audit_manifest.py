@@ -62,7 +62,9 @@ def open_recipe(manifest: dict[str, Any], statistics: str, place: Path) -> Recip
             f"{place}: its manifest names another base than {statistics} was measured on"
         )
     try:
-        recipe = Recipe(stored, strength_of(manifest), manifest["arithmetic"])
+        recipe = Recipe(
+            stored, strength_of(manifest), manifest["arithmetic"], manifest["as_frozen"]
+        )
     except KvwstreamError as error:
         raise DamageError(f"{place}: its manifest does not fit {statistics}: {error}") from error
     for field, value in recipe.facts().items():

@@ -19,7 +19,9 @@ from kvwstream.pipelines.derive import derive
 from kvwstream.pipelines.sources import check_compatible, describe
 from kvwstream.plan import Site
 from kvwstream.stores.arrays import Array, ArrayDigest, check_group, digest_array, read_table
-from kvwstream.stores.collected import COUNT, ENVIRONMENT, CollectStore
+from kvwstream.stores.collected import COUNT, CollectStore
+from kvwstream.stores.environment import FOLDER as ENVIRONMENT
+from kvwstream.stores.environment import read_environment
 from kvwstream.stores.location import Location
 from kvwstream.stores.revisions import FOLDER as REVISIONS
 from kvwstream.stores.running import is_note
@@ -87,7 +89,7 @@ def _check_names(
 
 
 def _check_environment(store: CollectStore) -> None:
-    store.environment()
+    read_environment(store.location)
 
 
 def _environments(store: CollectStore, parts: Sequence[int]) -> list[str]:

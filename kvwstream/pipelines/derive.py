@@ -120,12 +120,13 @@ def derive(
 
 
 def _stored_records(previous: Statistics, count: int) -> Iterator[ForgetRecord]:
-    counts = previous.read("forget_token_count") if count else ()
-    names = [name for name, dtype in ROW_DTYPES.items() if dtype is np.float64]
-    for *values, tokens in zip(
-        *(previous.rows(name, count) for name in names), counts, strict=True
-    ):
-        yield ForgetRecord(*values, tokens)
+    if not count:
+        return
+    means, running, rows = (
+        previous.rows(name, count) for name in ("forget_mean", "forget_running_mean", "accessor")
+    )
+    counts = previous.read("forget_token_count")
+    yield from map(ForgetRecord, means, running, rows, counts)
 
 
 def fold_retain(stores: Sequence[CollectStore], advance: Advance | None = None) -> CoefficientSums:

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from kvwstream.accessor import gates, log_gates, sites_within
+from kvwstream.accessor import LayerRange, gates, log_gates, sites_within
 from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.coefficients import Float64
 from kvwstream.errors import OptionError, PlanMismatchError
-from kvwstream.manifest import ARITHMETICS
-from kvwstream.plan import Site
+from kvwstream.plan import ARITHMETICS, Progressive, Site
 from kvwstream.rounding import ITEMSIZE, encode
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
 from kvwstream.weakening import Exact, InPlace, Scaling
 
+WARNING = (
+    "made from a progressive collection at another strength than its own: the coefficients of its "
+    "forget records were measured on a model weakened otherwise"
+)
 BUDGET = 128 << 20
 """Bytes of gates that the in-place arithmetic holds at a time; one site's at least."""
 
@@ -32,6 +35,8 @@ class Recipe:
     stored: Statistics
     strength: Strength
     arithmetic: str = "exact"
+    as_frozen: bool = False
+    """Take a progressive collection for a frozen one: its C_f belong to another strength."""
 
     def __post_init__(self) -> None:
         if self.arithmetic not in ARITHMETICS:
@@ -41,6 +46,23 @@ class Recipe:
         self.stored.require_forget()
         self.strength.num_records(self.stored)
         sites_within(self.stored.sites, self.strength.layers)
+        self._check_progressive()
+
+    def _check_progressive(self) -> None:
+        """`OptionError` unless the strength is that of a progressive collection."""
+        values = self.stored.attributes["progressive"]
+        if values is None and self.as_frozen:
+            raise OptionError(f"{self.stored.location.url}: is frozen, leave --as-frozen out")
+        if values is None or self.as_frozen:
+            return
+        how = Progressive(**values)
+        own = Strength(how.gamma, LayerRange.parse(how.layers), until=self.strength.until)
+        if self.strength != own or self.arithmetic != how.arithmetic:
+            raise OptionError(
+                f"{self.stored.location.url}: was collected progressively with gamma "
+                f"{how.gamma:g}, layers {how.layers}, {how.arithmetic} arithmetic and the paper's accessor; its "
+                "C_f belong to these. Collect anew for others, or give --as-frozen"
+            )
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -53,6 +75,8 @@ class Recipe:
             **self.strength.to_dict(),
             "schedule": self.stored.attributes["model"]["schedule"],
             "arithmetic": self.arithmetic,
+            "as_frozen": self.as_frozen,
+            "warning": WARNING if self.as_frozen else None,
             "num_forget_records": self.strength.num_records(self.stored),
         }
 
@@ -103,6 +127,12 @@ class Recipe:
             for site, dtype, values in zip(sites, dtypes, steps, strict=True):
                 values[record] = encode(gates(row[site.vectors], self.strength.gamma), dtype)
         return {s.tensor: InPlace(s.axis, g) for s, g in zip(sites, steps, strict=True)}
+
+
+def collected_arithmetic(stored: Statistics) -> str:
+    """That of a progressive collection; exact for a frozen one."""
+    how = stored.attributes["progressive"]
+    return str(how["arithmetic"]) if how else "exact"
 
 
 def check_base(stored: Statistics, digest: str, model: Path) -> None:

@@ -26,9 +26,10 @@ def reduce(
     Several stores of one kind count as one, in the order given. With `after`, the statistics of the
     requests before, C_r and their forget records are taken from there, and `retain` is empty.
 
-    Raises `IncompleteError` listing unsealed parts, `PlanMismatchError` if the stores do not belong together, `DataError` if two of
-    them share an example, `StorageError` if `out` exists. What is there is whole: on a local path
-    it is written beside and moved, in a bucket its group document comes last.
+    Raises `IncompleteError` listing unsealed parts, `PlanMismatchError` if the stores do not belong
+    together, `DataError` if two of them share an example, `StorageError` if `out` exists. What is
+    there is whole: on a local path it is written beside and moved, in a bucket its group document
+    comes last.
     """
     progress = progress or Silent()
     retain_stores = open_stores(retain)

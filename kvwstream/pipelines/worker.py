@@ -26,6 +26,7 @@ from kvwstream.progress import Advance
 from kvwstream.readers import Source
 from kvwstream.rounding import decode
 from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.environment import claim
 from kvwstream.stores.location import Location
 from kvwstream.stores.running import Notebook
 
@@ -110,7 +111,7 @@ class Worker:
         check_weights(loaded, prepared.sites)
         self.prepared, self.store, self.loaded = prepared, store, loaded
         self.environment = environment_of(loaded.device)
-        store.claim(self.environment, allow_mixed=allow_mixed)
+        claim(store.location, self.environment, allow_mixed=allow_mixed)
         self.notebook = Notebook(store.location)
 
     @classmethod

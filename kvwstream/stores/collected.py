@@ -38,7 +38,6 @@ from kvwstream.stores.running import is_note
 from kvwstream.stores.tables import ExampleTable, read_examples, read_sites, write_tables
 
 COUNT = "token_count"
-ENVIRONMENT = "environment"
 SEAL_NAME = re.compile(r"parts/(\d{6,})/zarr\.json")
 
 
@@ -189,38 +188,6 @@ class CollectStore:
             seal["exponent"] = exponent
         place.create("zarr.json", group_document({"seal": seal}, place, sha256))
         place.sync()
-
-    def claim(self, environment: Mapping[str, str], *, allow_mixed: bool = False) -> None:
-        """Make `environment` that of the store, if it has none; `PlanMismatchError` if another.
-
-        Parts made with other versions or on another kind of device would not have the same bits.
-        """
-        place = self.location.at(ENVIRONMENT)
-        attributes = {"environment": dict(environment), "sha256": digest_of(dict(environment))}
-        if place.create("zarr.json", group_document(attributes)):
-            place.sync()
-            return
-        first = self.environment()
-        differences = [
-            f"{name}: {first.get(name)} there, {environment.get(name)} here"
-            for name in sorted(first.keys() | environment.keys())
-            if first.get(name) != environment.get(name)
-        ]
-        if differences and not allow_mixed:
-            raise PlanMismatchError(
-                f"{self.location.url}: its parts are made in another environment, the bits would "
-                "differ; collect there, in another store, or with --allow-mixed:\n  "
-                + "\n  ".join(differences)
-            )
-
-    def environment(self) -> dict[str, str]:
-        """What the first worker had; `DamageError` if it is not as it was written."""
-        place = self.location.at(ENVIRONMENT)
-        attributes = read_attributes(place)
-        first = attributes.get("environment")
-        if not isinstance(first, dict) or digest_of(first) != attributes.get("sha256"):
-            raise DamageError(f"{place.url}: changed, not as digested")
-        return first
 
     def tidy(self) -> None:
         """Clear away what workers left behind, once every part is sealed and nobody is needed."""

@@ -45,6 +45,8 @@ RETRIES: Any = {
 """What obstore does about an answer of 429 or 5xx, and about a connection that breaks."""
 ATTEMPTS = 4
 """Of a conditional put or a deletion, which obstore does not send again if the answer is lost."""
+WAIT = wait_random_exponential(multiplier=0.4, max=10)
+"""Seconds between them."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Location:
         for attempt in Retrying(
             retry=retry_if_exception_type(GenericError),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.4, max=10),
+            wait=WAIT,
             reraise=True,
         ):
             with attempt:

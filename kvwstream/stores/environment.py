@@ -1,0 +1,48 @@
+"""What made the parts of a store: the first worker writes it down, the others compare.
+
+STORE.zarr/environment/zarr.json     group; attributes `environment` and its `sha256`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kvwstream.errors import DamageError, PlanMismatchError
+from kvwstream.plan import digest_of
+from kvwstream.stores.arrays import group_document, read_attributes
+from kvwstream.stores.location import Location
+
+FOLDER = "environment"
+
+
+def claim(store: Location, environment: Mapping[str, str], *, allow_mixed: bool = False) -> None:
+    """Make `environment` that of the store, if it has none; `PlanMismatchError` if another.
+
+    Parts made with other versions or on another kind of device would not have the same bits.
+    """
+    place, mine = store.at(FOLDER), dict(environment)
+    document = group_document({"environment": mine, "sha256": digest_of(mine)})
+    if place.create("zarr.json", document):
+        place.sync()
+        return
+    first = read_environment(store)
+    differences = [
+        f"{name}: {first.get(name)} there, {mine.get(name)} here"
+        for name in sorted(first.keys() | mine.keys())
+        if first.get(name) != mine.get(name)
+    ]
+    if differences and not allow_mixed:
+        raise PlanMismatchError(
+            f"{store.url}: its parts are made in another environment, the bits would differ; "
+            "collect there, in another store, or with --allow-mixed:\n  " + "\n  ".join(differences)
+        )
+
+
+def read_environment(store: Location) -> dict[str, str]:
+    """What the first worker had; `DamageError` if it is not as it was written."""
+    place = store.at(FOLDER)
+    attributes = read_attributes(place)
+    first = attributes.get("environment")
+    if not isinstance(first, dict) or digest_of(first) != attributes.get("sha256"):
+        raise DamageError(f"{place.url}: changed, not as digested")
+    return first
