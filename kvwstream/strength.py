@@ -84,8 +84,8 @@ class Strength:
             raise OptionError(
                 f"accessor must be one of {', '.join(ACCESSORS)}, got {self.accessor}"
             )
-        if self.until is not None and self.until < 0:
-            raise OptionError(f"until must not be negative, got {self.until}")
+        if self.until is not None and (not isinstance(self.until, int) or self.until < 0):
+            raise OptionError(f"until must be a whole number of at least 0, got {self.until}")
 
     @classmethod
     def parse(

@@ -746,6 +746,7 @@ WEAKENED = [
             ("threshold", None),
             ("accessor", "none"),
             ("until", "all"),
+            ("until", 2.5),
             ("arithmetic", "fast"),
             ("kind", "patch"),
             ("weakened", {FIRST: "abc"}),

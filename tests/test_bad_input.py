@@ -698,7 +698,7 @@ CASES = [
             ("--power nan", r"power must be a multiple of 0\.5, from 0\.5 to 8, got nan"),
             ("--threshold -1", r"threshold must be a finite number of at least 0, got -1"),
             ("--until 99", r"until 99: the statistics hold \d forget records; choose within them"),
-            ("--until -1", r"until must not be negative, got -1"),
+            ("--until -1", r"until must be a whole number of at least 0, got -1"),
             (
                 "--as adapter --arithmetic in-place",
                 r"arithmetic in-place: what it does depends on each weight, so that no gates tell",

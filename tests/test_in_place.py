@@ -177,6 +177,7 @@ def test_any_bits_multiply_as_in_torch(dtype, values, gates, axis):
     assert torch.equal(got.isnan(), expected.isnan())
     same = (got.view(torch.int16) == expected.view(torch.int16)) | expected.isnan()
     assert same.all()
+    assert ((got.abs() <= weight.abs()) | expected.isnan()).all(), "no record strengthens"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

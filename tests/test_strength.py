@@ -277,7 +277,8 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
         ({"threshold": -0.1}, "threshold must be a finite number of at least 0, got -0.1"),
         ({"threshold": math.inf}, "threshold must be"),
         ({"accessor": "median"}, "accessor must be one of record, running, mean, got median"),
-        ({"until": -1}, "until must not be negative, got -1"),
+        ({"until": -1}, "until must be a whole number of at least 0, got -1"),
+        ({"until": 2.5}, "until must be a whole number"),
     ],
 )
 def test_nonsense_is_refused_by_name(options, message):
