@@ -7,6 +7,7 @@ for a reason that may pass, is tried again, up to `ATTEMPTS` times.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -38,6 +39,7 @@ WORKER = {
     "dashboard": False,
     "silence_logs": logging.CRITICAL,
 }
+CONNECT_SECONDS = 10
 CLOSE_SECONDS = 5
 SETTINGS = {
     # A task is a long run of C code: it must not be taken for a dead worker, nor moved to one
@@ -45,6 +47,8 @@ SETTINGS = {
     "distributed.scheduler.work-stealing": False,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.worker-ttl": None,
+    # A part whose worker dies is an attempt of ours, not one of several within.
+    "distributed.scheduler.allowed-failures": 0,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -167,6 +171,8 @@ class _Run:
                 f"part {number} failed, try {self.tries[number]} of {ATTEMPTS}: {result.reason}"
             )
             if result.kind == FailureKind.unexpected:
+                # Else its task would be run again elsewhere, as the worker holds the result.
+                self.client.cancel([future])
                 self._restart(result.worker)
         self.waiting.append(number)
         return None
@@ -195,15 +201,24 @@ def _client(cluster: Cluster, job: Job) -> Iterator[Client]:
             with _local(cluster, job) as local, Client(local, set_as_default=False) as client:
                 yield client
             return
-        is_file = "://" not in cluster.scheduler and Path(cluster.scheduler).is_file()
-        where = {"scheduler_file" if is_file else "address": cluster.scheduler}
         try:
-            client = Client(**where, set_as_default=False)
+            address = _address(cluster.scheduler)
+            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise OptionError(f"scheduler {cluster.scheduler}: {first_line(error)}") from error
         with client:
             yield client
             client.run(leave, job, on_error="ignore")
+
+
+def _address(scheduler: str) -> str:
+    """The address itself, or the one that a scheduler file holds."""
+    if "://" in scheduler:
+        return scheduler
+    content = json.loads(Path(scheduler).read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("address"), str):
+        raise ValueError("holds no address; it is not what a Dask scheduler writes")
+    return str(content["address"])
 
 
 @contextmanager
@@ -217,7 +232,8 @@ def _local(cluster: Cluster, job: Job) -> Iterator[SpecCluster]:
         }
         for number in range(cluster.workers)
     }
-    scheduler = {"cls": Scheduler, "options": {"host": HOST, "port": 0, "dashboard": False}}
+    options = {"host": HOST, "port": 0, "dashboard": False, "dashboard_address": f"{HOST}:0"}
+    scheduler = {"cls": Scheduler, "options": options}
     local = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
     try:
         yield local

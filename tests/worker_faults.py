@@ -1,0 +1,101 @@
+"""Functions of kvwstream replaced in the processes of a Dask cluster, for as long as a test lasts.
+
+A worker that starts later, or again, gets the replacement as well.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dask.distributed import Client, Worker, WorkerPlugin
+
+COLLECT_PART = "kvwstream.pipelines.worker.collect_part"
+LOAD_MODEL = "kvwstream.pipelines.worker.load_model"
+ENVIRONMENT_OF = "kvwstream.pipelines.worker.environment_of"
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Patch(WorkerPlugin):
+    """`wrap(original)` in the place of the function `target`, in the worker `only` or in all."""
+
+    def __init__(self, target: str, wrap: Wrap, only: str | None = None) -> None:
+        self.target, self.wrap, self.only = target, wrap, only
+
+    def setup(self, worker: Worker) -> None:
+        module, _, self.attribute = self.target.rpartition(".")
+        self.owner = import_module(module)
+        self.original = getattr(self.owner, self.attribute)
+        if self.only in (None, worker.name):
+            setattr(self.owner, self.attribute, self.wrap(self.original))
+
+    def teardown(self, worker: Worker) -> None:
+        setattr(self.owner, self.attribute, self.original)
+
+
+@contextmanager
+def patched(client: Client, *patches: Patch) -> Iterator[None]:
+    """All of them, one over the other; removed in the opposite order."""
+    with ExitStack() as stack:
+        for number, patch in enumerate(patches):
+            name = f"{patch.target}-{number}"
+            client.register_plugin(patch, name=name)
+            stack.callback(client.unregister_worker_plugin, name)
+        yield
+
+
+def sleeping(seconds: float) -> Wrap:
+    """It takes longer."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def replacement(*args: Any, **options: Any) -> Any:
+            time.sleep(seconds)
+            return original(*args, **options)
+
+        return replacement
+
+    return wrap
+
+
+def logging(path: Path) -> Wrap:
+    """Every call leaves a line: the process, and the number of the part if one is given."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def replacement(*args: Any, **options: Any) -> Any:
+            numbers = [str(arg.number) for arg in args if type(arg).__name__ == "Part"]
+            with path.open("a") as file:
+                file.write(" ".join([str(os.getpid()), *numbers]) + "\n")
+            return original(*args, **options)
+
+        return replacement
+
+    return wrap
+
+
+def failing(error: Exception, part: int) -> Wrap:
+    """It raises for one part."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def replacement(*args: Any, **options: Any) -> Any:
+            if any(type(arg).__name__ == "Part" and arg.number == part for arg in args):
+                raise error
+            return original(*args, **options)
+
+        return replacement
+
+    return wrap
+
+
+def changing(**values: str) -> Wrap:
+    """The dictionary that it returns has other values."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: {**original(*args, **options), **values}
+
+    return wrap
