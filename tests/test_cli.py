@@ -244,6 +244,7 @@ def workplace(llama, data, tmp_path) -> Path:
     (tmp_path / "model").symlink_to(llama)
     for kind in ("retain", "forget"):
         (tmp_path / f"{kind}.jsonl").write_bytes(data[kind].read_bytes())
+    write_rows(tmp_path / "later.jsonl", [question(thing, "gold") for thing in THINGS[:3]])
     return tmp_path
 
 
@@ -259,6 +260,11 @@ def test_what_the_guide_and_the_format_page_show_runs(workplace):
     made = tree_bytes(workplace / "back")
     made.pop("kvwstream.json")
     assert made == tree_bytes(workplace / "model"), "--until 0 is the base, byte for byte"
+
+
+def test_what_the_page_of_many_workers_shows_runs(workplace):
+    run_page(README.parent / "docs" / "distributed.md", workplace)
+    assert tree_bytes(workplace / "shares.zarr") == tree_bytes(workplace / "workers.zarr")
 
 
 def test_the_targets_of_the_readme_exist():
