@@ -469,6 +469,91 @@ STORE = [
     ),
 ]
 
+FIRST_REVISION, SECOND_REVISION = (f"revisions/{number:06d}" for number in (1, 2))
+
+
+def revision(number: int, /, **values: Any) -> Callable[[Path], None]:
+    """Change values of a revision, as one who wants to deceive would."""
+    group = f"revisions/{number:06d}"
+    return lambda store: attributes_of(store / group, lambda a: a["revision"].update(values))
+
+
+def drop_first(store: Path) -> None:
+    """Forget the first withdrawal within the second, as if the example had come back."""
+
+    def shrink(attributes: dict[str, Any]) -> None:
+        (first,) = json.loads((store / FIRST_REVISION / "zarr.json").read_text())["attributes"][
+            "revision"
+        ]["removed"]
+        at = attributes["revision"]["removed"].index(first)
+        del attributes["revision"]["removed"][at], attributes["revision"]["digests"][at]
+
+    attributes_of(store / SECOND_REVISION, shrink)
+
+
+UNSOUND = "damaged: it does not follow from the store and the revision before it"
+
+REVISED = [
+    *(
+        Fault(
+            f"flipped bit in revision {number} at {at}",
+            lambda s, number=number, at=at: flip(s / f"revisions/{number:06d}/zarr.json", at),
+            rf"revisions/{number:06d}",
+        )
+        for number in (1, 2)
+        for at in (0.3, 0.6, 0.9)
+    ),
+    Fault(
+        "deleted first revision",
+        lambda s: shutil.rmtree(s / FIRST_REVISION),
+        rf"{FIRST_REVISION}: nothing is there",
+    ),
+    Fault(
+        "deleted group of the revisions",
+        lambda s: (s / "revisions/zarr.json").unlink(),
+        r"revisions/zarr\.json: missing",
+    ),
+    Fault("a withdrawn example comes back", drop_first, rf"{SECOND_REVISION}: {UNSOUND}"),
+    Fault(
+        "an example beyond the store",
+        revision(1, removed=[99], digests=["0" * 64]),
+        rf"{FIRST_REVISION}: {UNSOUND}",
+    ),
+    Fault(
+        "an example before the store",
+        revision(1, removed=[-1], digests=["0" * 64]),
+        rf"{FIRST_REVISION}: {UNSOUND}",
+    ),
+    Fault(
+        "another example's digest",
+        revision(1, digests=["0" * 64]),
+        rf"{FIRST_REVISION}: {UNSOUND}",
+    ),
+    Fault(
+        "nothing withdrawn", revision(2, removed=[], digests=[]), rf"{SECOND_REVISION}: {UNSOUND}"
+    ),
+    Fault("revision of another plan", revision(1, plan="0" * 64), rf"{FIRST_REVISION}: {UNSOUND}"),
+    Fault("another number", revision(2, number=3), rf"{SECOND_REVISION}: {UNSOUND}"),
+    Fault("no revision before it", revision(2, previous=None), rf"{SECOND_REVISION}: {UNSOUND}"),
+    Fault("positions that are text", revision(1, removed=["a"]), r"000001: not a revision: "),
+    Fault("an unknown field", revision(1, mood="good"), r"000001: not a revision: .*mood"),
+    Fault(
+        "the first revision a second time",
+        lambda s: copy_over(s / FIRST_REVISION, s / SECOND_REVISION),
+        rf"{SECOND_REVISION}: {UNSOUND}",
+    ),
+    Fault(
+        "a revision left out",
+        lambda s: (s / SECOND_REVISION).rename(s / "revisions/000003"),
+        rf"{SECOND_REVISION}: nothing is there",
+    ),
+    Fault(
+        "extra file beside a revision",
+        lambda s: (s / FIRST_REVISION / "x").write_text(""),
+        rf"{FIRST_REVISION}/x: extra",
+    ),
+]
+
 STATISTICS = [
     *(
         Fault(

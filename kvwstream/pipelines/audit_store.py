@@ -44,9 +44,14 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
     sealed = store.sealed()
     groups: dict[str, tuple[str, ...]] = {"": (), "parts": (), **tables}
     groups |= {ENVIRONMENT: ()} if sealed else {}
-    if store.revision.number:
+    if any(name.startswith(f"{REVISIONS}/") for name in names):
         numbers = range(1, store.revision.number + 1)
         groups |= dict.fromkeys((REVISIONS, *(f"{REVISIONS}/{n:06d}" for n in numbers)), ())
+        if not numbers:
+            result.notes.append(
+                f"{url}: no example is withdrawn, but a `kvwstream forget-example` was begun; ask "
+                "its author whether it was cut off or its revision is lost, and run it again"
+            )
     _check_names(result, store, {name for name in names if not is_note(name)}, groups)
     for group, arrays in groups.items():
         place = location.at(group) if group else location

@@ -99,11 +99,14 @@ class CollectStore:
         """
         plan = read_plan(location)
         sites, examples = read_sites(location, plan), read_examples(location, plan)
-        return cls(location, plan, sites, examples, read_revisions(location, plan)[-1])
+        return cls(
+            location, plan, sites, examples, read_revisions(location, plan, examples.digests)[-1]
+        )
 
     def revisions(self) -> list[CollectStore]:
         """The same store at every revision, from the one without withdrawals on."""
-        return [replace(self, revision=r) for r in read_revisions(self.location, self.plan)]
+        found = read_revisions(self.location, self.plan, self.examples.digests)
+        return [replace(self, revision=revision) for revision in found]
 
     @cached_property
     def widths(self) -> Int64:

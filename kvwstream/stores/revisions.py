@@ -8,6 +8,8 @@ only the new ones; the one before stays, and what was made from it can still be 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from kvwstream.stores.arrays import group_document, read_attributes
 from kvwstream.stores.location import Location
 
 FOLDER = "revisions"
+NAME = re.compile(r"(\d{6,})/zarr\.json")
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,19 @@ class Revision:
         return {**asdict(self), "removed": list(self.removed), "digests": list(self.digests)}
 
 
-def read_revisions(location: Location, plan: CollectPlan) -> list[Revision]:
-    """Every revision of a store, the empty one first; `DamageError` if one is not as written."""
+def read_revisions(location: Location, plan: CollectPlan, digests: Sequence[str]) -> list[Revision]:
+    """Every revision of a store of the examples `digests`, the empty one first; one listing.
+
+    `DamageError` if one is missing or not as written.
+    """
     found = [Revision(plan.digest)]
-    while True:
-        place = _place(location, len(found))
-        if place.read("zarr.json") is None:
-            return found
-        found.append(_parse(place, read_attributes(place).get("revision"), found[-1], plan))
+    names = location.at(FOLDER).listing()
+    last = max((int(match[1]) for match in map(NAME.fullmatch, names) if match), default=0)
+    for number in range(1, last + 1):
+        place = _place(location, number)
+        values = read_attributes(place).get("revision")
+        found.append(_parse(place, values, found[-1], plan, digests))
+    return found
 
 
 def write_revision(location: Location, revision: Revision) -> bool:
@@ -66,22 +74,28 @@ def _place(location: Location, number: int) -> Location:
     return location.at(FOLDER, f"{number:06d}")
 
 
-def _parse(place: Location, values: Any, before: Revision, plan: CollectPlan) -> Revision:
+def _parse(
+    place: Location, values: Any, before: Revision, plan: CollectPlan, digests: Sequence[str]
+) -> Revision:
     try:
         revision = Revision(
             **{**values, "removed": tuple(values["removed"]), "digests": tuple(values["digests"])}
         )
-        kept = dict(zip(revision.removed, revision.digests, strict=True))
+        removed = revision.removed
+        records = {position // plan.batch_size for position in removed}
         sound = (
             revision.plan == plan.digest
             and revision.number == before.number + 1
             and revision.previous == (before.digest if before.number else None)
-            and list(kept) == sorted(kept)
-            and all(0 <= position < plan.num_examples for position in kept)
-            and kept.items() >= dict(zip(before.removed, before.digests, strict=True)).items()
+            and all(position >= 0 for position in removed)
+            and list(removed) == sorted({p for r in records for p in plan.examples_of(r)})
+            and list(revision.digests) == [digests[position] for position in removed]
+            and set(before.removed) <= set(removed)
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, IndexError) as error:
         raise DamageError(f"{place.url}: not a revision: {error}") from error
     if not sound:
-        raise DamageError(f"{place.url}: damaged: it does not follow from the revision before it")
+        raise DamageError(
+            f"{place.url}: damaged: it does not follow from the store and the revision before it"
+        )
     return revision
