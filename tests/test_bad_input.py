@@ -860,8 +860,8 @@ def test_a_coefficient_that_is_not_finite_names_site_record_and_example(bench):
     line = error_of(run(bench, COLLECT), 1)
     assert re.fullmatch(
         r"out\.zarr: 1 of 1 parts failed; when that is mended, run the same command again: "
-        r"part 0: record 0, example '\w+-pink': a coefficient of model\.layers\.1\.mlp\.down_proj is not "
-        r"finite; look at the example, or use a wider dtype \(--dtype float32\)",
+        r"part 0: record 0, example '\w+-pink': a coefficient of model\.layers\.1\.mlp\.down_proj "
+        r"is not finite; look at the example, or use a wider dtype \(--dtype float32\)",
         line,
     )
     assert list((bench / "out.zarr/parts").iterdir()) == [bench / "out.zarr/parts/zarr.json"]

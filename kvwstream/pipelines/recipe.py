@@ -60,8 +60,8 @@ class Recipe:
         if self.strength != own or self.arithmetic != how.arithmetic:
             raise OptionError(
                 f"{self.stored.location.url}: was collected progressively with gamma "
-                f"{how.gamma:g}, layers {how.layers}, {how.arithmetic} arithmetic and the paper's accessor; its "
-                "C_f belong to these. Collect anew for others, or give --as-frozen"
+                f"{how.gamma:g}, layers {how.layers}, {how.arithmetic} arithmetic and the paper's "
+                "accessor; its C_f belong to these. Collect anew for others, or give --as-frozen"
             )
 
     @cached_property
