@@ -286,6 +286,60 @@ def test_every_earlier_moment_can_be_had(llama_case, arithmetic):
         compare(case.weights(out), expected)
 
 
+def test_an_earlier_state_is_gone_on_from_where_that_is_exact(llama_case):
+    case = llama_case
+    urls = {}
+    for arithmetic in ARITHMETICS:
+        store = case.collect(f"from-{arithmetic}.zarr", arithmetic)
+        urls[arithmetic] = str(case.folder / f"from-s-{arithmetic}.zarr")
+        reduce([case.retain], urls[arithmetic], [store])
+    url = urls["in-place"]
+    folders = {k: case.folder / f"from-{k}" for k in (0, 3, len(FORGET))}
+    for until, folder in folders.items():
+        apply(case.model, url, folder, strength(until))
+    for until, folder in folders.items():
+        later = case.folder / f"later-{until}"
+        made = apply(case.model, url, later, strength(), start=folder)
+        assert tree_bytes(later) == {
+            **tree_bytes(folders[len(FORGET)]),
+            "kvwstream.json": (later / "kvwstream.json").read_bytes(),
+        }
+        assert (
+            made["weakened"] == json.loads((folders[7] / "kvwstream.json").read_text())["weakened"]
+        )
+        found = audit([str(later)], base=case.model, statistics=url)
+        assert found.passed, found.findings
+    refused = [
+        (urls["exact"], strength(), folders[3], OptionError, "leave --from out"),
+        (url, strength(2), folders[3], OptionError, "3 records are applied there already, 2 are"),
+        (url, strength(), case.model, DamageError, "no kvwstream.json"),
+    ]
+    for statistics, wanted, folder, kind, message in refused:
+        with pytest.raises(kind, match=message):
+            apply(case.model, statistics, case.folder / "no", wanted, start=folder)
+    other = str(case.folder / "from-frozen.zarr")
+    frozen = case.folder / "from-frozen-forget.zarr"
+    collect(prepare(str(case.model), read_examples(case.data["forget"])), str(frozen))
+    reduce([case.retain], other, [str(frozen)])
+    with pytest.raises(PlanMismatchError, match="schedule: progressive there, frozen here"):
+        apply(
+            case.model,
+            other,
+            case.folder / "no",
+            strength(),
+            arithmetic="in-place",
+            start=folders[3],
+        )
+    for file in folders[3].glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.unlink()
+        file.write_bytes(content)
+    with pytest.raises(DamageError, match="changed since it was written"):
+        apply(case.model, url, case.folder / "no", strength(), start=folders[3])
+    assert not (case.folder / "no").exists()
+
+
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_the_schedules_differ_but_in_the_first_record(llama_case, arithmetic):
     """Later records are measured on a weakened model: their coefficients are others."""

@@ -36,6 +36,9 @@ def apply(
         Arithmetic | None,
         typer.Option(help="exact rounds once, in-place at every record; default: as collected."),
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from an earlier state, in-place only.")
+    ] = None,
     as_frozen: Annotated[
         bool,
         typer.Option("--as-frozen", help="A progressive store at another strength."),
@@ -57,6 +60,7 @@ def apply(
         kind=kind.value,
         arithmetic=arithmetic.value if arithmetic else None,
         as_frozen=as_frozen,
+        start=start,
     )
     if kind is Kinds.checkpoint:
         written = f"{len(manifest['weakened'])} tensors weakened"

@@ -21,11 +21,12 @@ from kvwstream.errors import OptionError, StorageError
 from kvwstream.gates_file import describe_gates, write_gates
 from kvwstream.manifest import MANIFEST_VERSION, dump, environment, finish
 from kvwstream.paths import hub_origin
+from kvwstream.pipelines.forward import from_base, open_earlier, read_earlier
 from kvwstream.pipelines.recipe import Recipe, check_base, collected_arithmetic
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
-from kvwstream.weakening import copy_scaled
+from kvwstream.weakening import TensorDigests, copy_scaled
 
 Manifest = Callable[..., dict[str, Any]]
 """Makes the manifest, given the digest of the base that was read and what the result holds."""
@@ -40,13 +41,16 @@ def apply(
     kind: str = "checkpoint",
     arithmetic: str | None = None,
     as_frozen: bool = False,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Write `out` and return its manifest, `kvwstream.json`.
 
     `kind` is the shape of the result: a folder for `checkpoint` and `adapter`, a file for `gates`.
     `arithmetic` is `exact`, or for a checkpoint `in-place`: the weight is multiplied record after
     record in its own dtype; None is that of a progressive collection, else exact. A progressive
-    collection is refused at another strength than its own, unless `as_frozen`.
+    collection is refused at another strength than its own, unless `as_frozen`. `start` is a
+    checkpoint that the same replay wrote after fewer records, to go on from in place of `model`,
+    where that is exact.
 
     Raises `PlanMismatchError` if the statistics were measured on other weights, `StorageError` if
     `out` exists, `OptionError` for options that make no sense.
@@ -81,16 +85,43 @@ def apply(
         }
         return finish(facts)
 
+    if start and kind != "checkpoint":
+        raise OptionError(f"--from goes with a checkpoint, not with {kind}: those hold all gates")
     with _draft_of(out) as draft:
+        if start:
+            return _write_later(draft, base, recipe, manifest, start)
         return WRITERS[kind](draft, base, recipe, manifest)
 
 
 def _write_checkpoint(
     draft: Path, base: Checkpoint, recipe: Recipe, manifest: Manifest
 ) -> dict[str, Any]:
-    draft.mkdir()
     touched = [site.tensor for site in recipe.sites_in(base)]
+    draft.mkdir()
     digests = copy_scaled(base, draft, touched, recipe.scalings(base))
+    return _finish_checkpoint(draft, base, touched, digests, manifest)
+
+
+def _write_later(
+    draft: Path, base: Checkpoint, recipe: Recipe, manifest: Manifest, start: Path
+) -> dict[str, Any]:
+    """From an earlier state on: the records that it has not seen yet."""
+    before = read_earlier(start, recipe)
+    earlier = open_earlier(start, base)
+    touched = [site.tensor for site in recipe.sites_in(base)]
+    draft.mkdir()
+    scalings = recipe.scalings(earlier, first=before["num_forget_records"])
+    digests = from_base(start, before, copy_scaled(earlier, draft, touched, scalings))
+    return _finish_checkpoint(draft, base, touched, digests, manifest)
+
+
+def _finish_checkpoint(
+    draft: Path,
+    base: Checkpoint,
+    touched: list[str],
+    digests: dict[str, TensorDigests],
+    manifest: Manifest,
+) -> dict[str, Any]:
     made = manifest(
         base.digest_from({name: d.before for name, d in digests.items()}),
         digest=base.digest_from({name: d.after for name, d in digests.items()}),

@@ -96,34 +96,41 @@ class Recipe:
         matched = match_tensors(self.stored.sites, base)
         return [site for site in matched if site.layer in self.strength.layers]
 
-    def scalings(self, base: Checkpoint) -> Iterator[dict[str, Scaling]]:
-        """What each tensor of `base` is multiplied by, in batches that bound the memory."""
+    def scalings(self, base: Checkpoint, first: int = 0) -> Iterator[dict[str, Scaling]]:
+        """What each tensor of `base` is multiplied by, in batches that bound the memory.
+
+        With in-place arithmetic from record `first` on.
+        """
         sites = self.sites_in(base)
         if self.arithmetic == "exact":
             total = self.strength.exponent(self.stored)
             gamma = self.strength.gamma
             yield {s.tensor: Exact(s.axis, gates(total[s.vectors], gamma)) for s in sites}
             return
-        records = self.strength.num_rows(self.stored)
+        records = self.strength.num_rows(self.stored) - first
         batch: list[Site] = []
         size = 0
         for site in sites:
             needed = records * site.width * ITEMSIZE[base.tensors[site.tensor].dtype]
             if batch and size + needed > BUDGET:
-                yield self._steps(batch, base, records)
+                yield self._steps(batch, base, first, records)
                 batch, size = [], 0
             batch.append(site)
             size += needed
-        yield self._steps(batch, base, records)
+        yield self._steps(batch, base, first, records)
 
-    def _steps(self, sites: list[Site], base: Checkpoint, records: int) -> dict[str, Scaling]:
+    def _steps(
+        self, sites: list[Site], base: Checkpoint, first: int, records: int
+    ) -> dict[str, Scaling]:
         """Each record's gate, rounded once to the dtype of the weight; one pass over the rows."""
         dtypes = [base.tensors[site.tensor].dtype for site in sites]
         steps = [
             np.empty((records, site.width), encode(np.empty(0), dtype).dtype)
             for site, dtype in zip(sites, dtypes, strict=True)
         ]
-        for record, row in enumerate(self.strength.rows(self.stored)):
+        for record, row in enumerate(self.strength.rows(self.stored), start=-first):
+            if record < 0:
+                continue
             for site, dtype, values in zip(sites, dtypes, steps, strict=True):
                 values[record] = encode(gates(row[site.vectors], self.strength.gamma), dtype)
         return {s.tensor: InPlace(s.axis, g) for s, g in zip(sites, steps, strict=True)}
