@@ -38,6 +38,8 @@ WORKER = {
     "host": HOST,
     "dashboard": False,
     "silence_logs": logging.CRITICAL,
+    # Ctrl-C reaches every process of a terminal; the command ends its workers itself.
+    "preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
 }
 CONNECT_SECONDS = 10
 CLOSE_SECONDS = 5
