@@ -43,7 +43,7 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
         result.attempt(partial(_check_skipped, location))
     sealed = store.sealed()
     groups: dict[str, tuple[str, ...]] = {"": (), "parts": (), **tables}
-    groups |= {ENVIRONMENT: ()} if sealed else {}
+    groups |= {ENVIRONMENT: ()} if sealed or f"{ENVIRONMENT}/zarr.json" in names else {}
     if any(name.startswith(f"{REVISIONS}/") for name in names):
         numbers = range(1, store.revision.number + 1)
         groups |= dict.fromkeys((REVISIONS, *(f"{REVISIONS}/{n:06d}" for n in numbers)), ())
