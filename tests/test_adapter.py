@@ -12,7 +12,9 @@ import torch
 from peft import AutoPeftModel, IA3Config, PeftModel, get_peft_model
 from peft.tuners.ia3 import IA3Layer
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+import kvwstream
 from kvwstream import models
 from kvwstream.accessor import LayerRange
 from kvwstream.adapter import CONFIG, WEIGHTS
@@ -24,7 +26,16 @@ from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.strength import Strength
 from tests import test_families
-from tests.conftest import gpt2_config, llama_config, save_model, tree_bytes
+from tests.conftest import (
+    COLOURS,
+    THINGS,
+    gpt2_config,
+    llama_config,
+    question,
+    save_model,
+    tree_bytes,
+    write_rows,
+)
 from tests.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -177,3 +188,37 @@ def test_a_base_from_the_hub_is_named_as_there(case: Case, tmp_path):
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "0123abc")
     assert manifest["base"]["name"] == "owner/name"
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (case.adapter / WEIGHTS).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_a_quantised_base_the_adapter_does_what_the_gates_do(bits, tmp_path, monkeypatch):
+    """Real bitsandbytes layers on the CPU. What was rounded to few bits is gated, not the base."""
+    config = llama_config(layers=3, hidden_size=128, intermediate_size=256)
+    monkeypatch.setattr("tests.test_adapter.llama_config", lambda layers: config)
+    rows = {"plain": zip(THINGS, COLOURS, strict=True), "forget": [(t, "pink") for t in THINGS[:5]]}
+    data = {
+        name: write_rows(tmp_path / f"{name}.jsonl", [question(*fact) for fact in facts])
+        for name, facts in rows.items()
+    }
+    case = Case("llama", torch.float32, tmp_path, data)
+    gates = tmp_path / "gates.safetensors"
+    apply(case.base, case.stored.location.url, gates, STRENGTH, kind="gates")
+
+    def quantised() -> Any:
+        """Fresh each time: on a CPU the first pass packs 4-bit weights anew, which PEFT ignores."""
+        how = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+        return AutoModelForCausalLM.from_pretrained(
+            case.base, quantization_config=how, device_map="cpu", dtype=torch.float32
+        )
+
+    plain = case.logits(quantised())
+    model = quantised()
+    with kvwstream.attach_gates(model, gates):
+        gated = case.logits(model)
+    assert torch.equal(case.logits(model), plain)
+    adapted = PeftModel.from_pretrained(quantised(), case.adapter)
+    assert sum(isinstance(module, IA3Layer) for module in adapted.modules()) == len(case.sites)
+    effect = (gated - plain).abs().max()
+    assert effect > 0.01
+    assert (case.logits(adapted) - gated).abs().max() < 0.01 * effect
