@@ -15,12 +15,12 @@ from kvwstream.pipelines.status import status
 from kvwstream.readers import read_examples
 from tests.conftest import Artefacts, tree_bytes
 from tests.test_cli import run
-from tests.test_stop import started, wait_for_seals, words  # noqa: F401
+from tests.test_stop import slow_words, started, wait_for_seals  # noqa: F401
 
 
-def test_a_worker_at_work_and_then_killed(words, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_worker_at_work_and_then_killed(slow_words, tmp_path, capsys, monkeypatch):  # noqa: F811
     store = tmp_path / "s.zarr"
-    with started(*words, str(store), "--part-size", "4") as process:
+    with started(*slow_words, str(store), "--part-size", "4") as process:
         wait_for_seals(store, process, 2)
         seen = status(str(store))
         process.kill()

@@ -25,7 +25,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory) -> list[str]:
+def slow_words(tmp_path_factory) -> list[str]:
     """Of a collection that takes minutes: a larger model, long parts."""
     folder = tmp_path_factory.mktemp("slow")
     config = llama_config(layers=8, hidden_size=512, intermediate_size=4096)
@@ -84,12 +84,12 @@ def check_stopped(process: subprocess.Popen[str], store: Path, stop: float) -> N
     assert "Traceback" not in told, told
 
 
-def test_one_process_gives_up_its_part(words, tmp_path):
+def test_one_process_gives_up_its_part(slow_words, tmp_path):
     """Each of the signals, all at once to save time."""
     with ExitStack() as stack:
         stores = {number: tmp_path / f"{number.name}.zarr" for number in STOPS}
         running = {
-            number: stack.enter_context(started(*words, str(store), "--part-size", "4"))
+            number: stack.enter_context(started(*slow_words, str(store), "--part-size", "4"))
             for number, store in stores.items()
         }
         for number, store in stores.items():
@@ -102,10 +102,10 @@ def test_one_process_gives_up_its_part(words, tmp_path):
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C", "SIGTERM"])
-def test_workers_end_with_the_command(to_all, words, tmp_path):
+def test_workers_end_with_the_command(to_all, slow_words, tmp_path):
     """A terminal sends SIGINT to every process of the group, also to the workers."""
     store = tmp_path / "s.zarr"
-    with started(*words, str(store), "--part-size", "4", "--workers", "2") as process:
+    with started(*slow_words, str(store), "--part-size", "4", "--workers", "2") as process:
         wait_for_seals(store, process, 3)
         workers = family(process.pid)
         assert len(workers) >= 2
