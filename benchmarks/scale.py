@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,15 +22,21 @@ from rich.filesize import decimal
 from rich.markdown import Markdown
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from benchmarks.bench import resident_peak, seconds
 from benchmarks.testbed.model import IMAGE_TOKEN, make_config, make_processor
 from kvwstream.answers import AnswerEncoder
+from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.examples import question_answer
-from kvwstream.pipelines.reduce import reduce
+from kvwstream.models import load_model, model_skeleton
+from kvwstream.pipelines.derive import fold_retain
+from kvwstream.pipelines.reduce import open_stores, reduce
+from kvwstream.pipelines.worker import check_weights
 from kvwstream.plan import CollectPlan, Site
+from kvwstream.sites import find_sites
 from kvwstream.smollm2 import smollm2_checkpoint
-from kvwstream.stores import collected
-from kvwstream.stores.collected import CollectStore, ExampleTable, PartData
+from kvwstream.stores.collected import CollectStore, PartData
 from kvwstream.stores.location import Location
+from kvwstream.stores.tables import COLUMNS, ExampleTable, sites_digest
 
 DOC = Path(__file__).parent.parent / "docs" / "scale.md"
 EXAMPLES = (10**4, 10**6, 10**9)
@@ -39,22 +44,28 @@ EXAMPLES = (10**4, 10**6, 10**9)
 # Assumed
 TOKENS = 640  # per example: 576 of a picture, 64 of text, as in LLaVA-1.5
 FLOPS = 989e12 * 0.3  # per second: an H100 in dense bfloat16 as published, times its utilisation
+GPU_BYTES = 80 << 30  # an H100 has
 PUT_RATE = 3500  # per second that Amazon S3 promises for a prefix, as long as it has not split it
 LATENCY = 0.03  # seconds of a small request to object storage
 TASK = 0.001  # seconds of the Dask scheduler per task, as its documentation says
 
 # Measured: seconds on two cores
-LOCATE = 0.02  # per example, to find its answer when the plan is made
+LOCATE = 0.02  # per example, to find its answer
 ENCODE = 0.011  # per example, to make the model's input
+DIGEST = 1e-9  # per byte of the checkpoint, to read and digest it
+LOAD = 2e-9  # per byte of the checkpoint, to load the model and compare it
+MEMORY = 3.4  # times a part, to write it
 WRITE = 20e-9  # per coefficient sum: digest, compress, put on disk
-FOLD = 24e-9  # per coefficient sum of retain data: read, check, add
-SCAN = 350e-9  # per coefficient sum of forget data: read, check, logarithm, write three arrays
+FOLD = 20e-9  # per coefficient sum of retain data: read, check, add
+SCAN = 250e-9  # per coefficient sum of forget data: read, check, logarithm, write three arrays
 
 # Given by the format and by libraries
 PAGE = 1000  # objects per request of a listing
 BLOCK = 5 << 20  # bytes beyond which obstore puts an object in blocks of so many
 MAX_BLOCKS = 10_000  # of which Amazon S3 makes one object
-TABLES = 3 + 2 * len(Site._fields) + 1 + 2 * len(collected.COLUMNS)  # objects beside the parts
+GROUPS = 5  # the store itself, its two tables, the environment, the parts
+TABLES = 2 * len(Site._fields) + 2 * len(COLUMNS)  # metadata and data of the tables' columns
+LISTINGS = (2, 3)  # by `collect`, of the store when it is new and when it is complete
 SEAL_GETS, ARRAY_GETS = 2, 2  # of `reduce`, per part and per array in it; it reads two arrays
 
 
@@ -65,6 +76,8 @@ class Model(NamedTuple):
     layers: int
     experts: int
     width: int
+    weights: float
+    """Bytes in bfloat16."""
     flops: float
     """Of one example: twice the parameters that a token runs through, vision tower included."""
 
@@ -76,12 +89,17 @@ class Model(NamedTuple):
     def vectors(self) -> int:
         return self.sites * self.width
 
+    @property
+    def gpus(self) -> int:
+        """That one worker needs for the weights."""
+        return ceil(int(self.weights), GPU_BYTES)
+
 
 MODELS = (
-    Model("Qwen2-VL-2B", 28, 1, 8960, 2 * (1.31e9 * TOKENS + 0.63e9 * 2304)),
-    Model("LLaVA-1.5-7B", 32, 1, 11008, 2 * (6.48e9 * TOKENS + 0.30e9 * 577)),
-    Model("Qwen2.5-VL-72B", 80, 1, 29568, 2 * (70.2e9 * TOKENS + 0.63e9 * 2304)),
-    Model("Qwen3-VL-235B-A22B", 94, 128, 1536, 2 * (20.9e9 * TOKENS + 0.41e9 * 2304)),
+    Model("Qwen2-VL-2B", 28, 1, 8960, 4.4e9, 2 * (1.31e9 * TOKENS + 0.63e9 * 2304)),
+    Model("LLaVA-1.5-7B", 32, 1, 11008, 14.1e9, 2 * (6.48e9 * TOKENS + 0.30e9 * 577)),
+    Model("Qwen2.5-VL-72B", 80, 1, 29568, 147e9, 2 * (70.2e9 * TOKENS + 0.63e9 * 2304)),
+    Model("Qwen3-VL-235B-A22B", 94, 128, 1536, 471e9, 2 * (20.9e9 * TOKENS + 0.41e9 * 2304)),
 )
 LLAVA = MODELS[1]
 
@@ -100,13 +118,14 @@ class Job(NamedTuple):
 class Cost(NamedTuple):
     """What a job takes; bytes are before compression, times in seconds."""
 
-    records: int
+    workers: int
     parts: int
     objects: int
-    pages: int
-    """Requests of one listing."""
+    lists: int
     puts: int
     gets: int
+    """Of the parts, as `puts`; tables and groups add a few dozen of both."""
+    reduce_lists: int
     reduce_gets: int
     record_bytes: int
     part_bytes: int
@@ -115,15 +134,17 @@ class Cost(NamedTuple):
     """Rows of the statistics, if the records are to forget."""
     plan: float
     collect: dict[str, float]
-    """Per resource; the first three are of the worker that has the most records."""
+    """Per resource; the first four are of the worker that has the most records."""
     retain: float
     """Of `reduce`, if the records are to retain; else `forget`."""
     forget: float
 
     @property
     def first(self) -> str:
-        """What saturates first in `collect`."""
-        return max(self.collect, key=self.collect.__getitem__)
+        """What saturates first in `collect`: a resource, or the parts if they are too few."""
+        longest = max(self.collect, key=self.collect.__getitem__)
+        idle = self.workers > self.parts and longest in ("inputs", "GPUs", "writing")
+        return "parts" if idle else longest
 
     @property
     def seconds(self) -> float:
@@ -134,33 +155,40 @@ class Cost(NamedTuple):
 
 def cost(job: Job) -> Cost:
     model, _, gpus, batch_size, part_size, moments = job
+    workers = max(1, gpus // model.gpus)
     records = ceil(job.examples, batch_size)
     parts, in_part = ceil(records, part_size), min(part_size, records)
-    objects = TABLES + parts * (2 * (moments + 1) + 1)  # metadata, data of each array, and the seal
+    objects = GROUPS + TABLES + parts * (2 * (moments + 1) + 1)  # of arrays, and the seal
     sums, counts = 4 * model.vectors, 8 * model.sites
     record_bytes = moments * sums + counts
-    puts = moments * (1 + put_requests(in_part * sums)) + 1 + put_requests(in_part * counts) + 1
-    mine = min(ceil(parts, gpus) * part_size, records)
+    puts = moments * (1 + put_requests(in_part * sums)) + 1 + put_requests(in_part * counts)
+    puts = parts * (puts + 2)  # the seal, and the worker's note
+    mine = min(ceil(parts, workers) * part_size, records)
+    # several workers find the answers of their examples anew, and digest their checkpoint
+    per_example, per_byte = (ENCODE + LOCATE, DIGEST + LOAD) if workers > 1 else (ENCODE, LOAD)
     # for their digest seals are read one by one, and so are the pages of a listing
-    one_by_one = (parts + ceil(objects, PAGE)) * LATENCY
+    pages = ceil(objects, PAGE)
+    one_by_one = (parts + pages) * LATENCY
     return Cost(
-        records=records,
+        workers=workers,
         parts=parts,
         objects=objects,
-        pages=ceil(objects, PAGE),
-        puts=parts * puts,
+        lists=LISTINGS[0] + LISTINGS[1] * pages,
+        puts=puts,
         gets=parts * (1 + moments + 1),  # is there a seal? and the metadata that it takes up
+        reduce_lists=pages,
         reduce_gets=parts * (SEAL_GETS + 2 * ARRAY_GETS),
         record_bytes=record_bytes,
         part_bytes=in_part * record_bytes,
         store_bytes=records * record_bytes,
         statistics_bytes=records * (3 * 8 * model.vectors + counts),
-        plan=job.examples * LOCATE,
+        plan=job.examples * LOCATE + model.weights * DIGEST,
         collect={
-            "inputs": mine * batch_size * ENCODE,
-            "GPUs" if gpus <= parts else "parts": mine * batch_size * model.flops / FLOPS,
+            "start": model.weights * per_byte,
+            "inputs": mine * batch_size * per_example,
+            "GPUs": mine * batch_size * model.flops / FLOPS,
             "writing": mine * model.vectors * moments * WRITE,
-            "requests": parts * puts / PUT_RATE,
+            "requests": puts / PUT_RATE,
             "scheduler": parts * TASK,
         },
         retain=records * model.vectors * FOLD + one_by_one,
@@ -184,6 +212,8 @@ def duration(seconds: float) -> str:
 
 
 def collecting(job: Job, gpus: int) -> str:
+    if gpus < job.model.gpus:
+        return f"needs {job.model.gpus} GPUs"
     found = cost(job._replace(gpus=gpus))
     return f"{duration(found.seconds)}, {found.first}"
 
@@ -194,6 +224,7 @@ CELLS: dict[str, Callable[[Job, Cost], str]] = {
     "vectors": lambda job, _: f"{job.model.vectors:,}",
     "record": lambda _, cost: decimal(cost.record_bytes),
     "part": lambda _, cost: decimal(cost.part_bytes),
+    "memory to write it": lambda _, cost: decimal(round(MEMORY * cost.part_bytes)),
     "largest part, records": lambda job, _: f"{MAX_BLOCKS * BLOCK // (4 * job.model.vectors):,}",
     "GPU, per example": lambda job, _: duration(job.model.flops / FLOPS),
     "writing, per record": lambda job, _: duration(job.model.vectors * WRITE),
@@ -202,10 +233,11 @@ CELLS: dict[str, Callable[[Job, Cost], str]] = {
     "batch size": lambda job, _: f"{job.batch_size}",
     "parts": lambda _, cost: f"{cost.parts:,}",
     "objects": lambda _, cost: f"{cost.objects:,}",
-    "puts": lambda _, cost: f"{cost.puts:,}",
+    "collect: puts": lambda _, cost: f"{cost.puts:,}",
     "gets": lambda _, cost: f"{cost.gets:,}",
-    "gets of reduce": lambda _, cost: f"{cost.reduce_gets:,}",
-    "requests of a listing": lambda _, cost: f"{cost.pages:,}",
+    "lists": lambda _, cost: f"{cost.lists:,}",
+    "reduce: gets": lambda _, cost: f"{cost.reduce_gets:,}",
+    "reduce: lists": lambda _, cost: f"{cost.reduce_lists:,}",
     "store": lambda _, cost: decimal(cost.store_bytes),
     "statistics": lambda _, cost: decimal(cost.statistics_bytes),
     "plan": lambda _, cost: duration(cost.plan),
@@ -228,12 +260,13 @@ COLLECT = "plan; collect, 1 GPU; 64 GPUs; 4,096 GPUs; reduce"
 SHEETS = {
     "models": (
         [Job(model, 64) for model in MODELS],
-        "model; sites; vectors; record; part; largest part, records; GPU, per example; "
-        "writing, per record",
+        "model; sites; vectors; record; part; memory to write it; largest part, records; "
+        "GPU, per example; writing, per record",
     ),
     "objects": (
         [Job(LLAVA, examples, batch_size=size) for examples in EXAMPLES for size in (1, 64)],
-        "examples; batch size; parts; objects; puts; gets; gets of reduce; requests of a listing",
+        "examples; batch size; parts; objects; collect: puts; gets; lists; reduce: gets; "
+        "reduce: lists",
     ),
     "retain": (JOBS, f"model; examples; store; {COLLECT}"),
     "retain, batch size 64": (
@@ -241,7 +274,7 @@ SHEETS = {
         f"model; examples; store; {COLLECT}",
     ),
     "forget": (JOBS, "model; examples; store; statistics; reduce to forget"),
-    "options": (list(OPTIONS), f"option; store; part; objects; puts; {COLLECT}"),
+    "options": (list(OPTIONS), f"option; store; part; objects; collect: puts; {COLLECT}"),
 }
 
 
@@ -262,52 +295,50 @@ def filled(text: str) -> str:
     return text
 
 
-def make_store(folder: Path, model: Model, records: int, first: int = 0) -> float:
-    """A complete store of made-up sums, its examples numbered from `first`; seconds of writing."""
+def make_store(folder: Path, model: Model, records: int, first: int = 0) -> list[float]:
+    """A store of made-up sums, its examples numbered from `first`; seconds to write each part."""
     places = [(layer, expert) for layer in range(model.layers) for expert in range(model.experts)]
     sites = [
-        Site(
-            f"{layer}.{expert}", f"{layer}.{expert}", 1, layer, expert, model.width, n * model.width
-        )
-        for n, (layer, expert) in enumerate(places)
+        Site(f"{place}", f"{place}.weight", 1, *place, model.width, number * model.width)
+        for number, place in enumerate(places)
     ]
     names = [f"{first + number:064x}" for number in range(records)]
     table = ExampleTable(names, names, np.full(records, TOKENS), np.full(records, 20))
     plan = CollectPlan(
-        *("0" * 64,) * 3, collected.sites_digest(sites), table.digest,
+        *("0" * 64,) * 3, sites_digest(sites), table.digest,
         records, model.sites, model.vectors, seed=0, batch_size=1, part_size=64, tokens="answer",
         moments=("abs",), dtype="bfloat16", attention="sdpa", threads=1,
     )  # fmt: skip
-    store, spent = CollectStore.create(Location(str(folder)), plan, sites, table), 0.0
+    store = CollectStore.create(Location(str(folder)), plan, sites, table)
+    rng, spent = np.random.default_rng(0), []
     for part in plan.parts:
-        shape = (part.num_records, model.vectors)
-        sums = np.abs(np.random.default_rng(part.number).standard_normal(shape, np.float32))
+        sums = np.abs(rng.standard_normal((part.num_records, model.vectors), np.float32))
         data = PartData(part, {"abs": sums}, np.full((part.num_records, model.sites), 20))
-        spent += seconds(partial(store.write_part, data, {}))
+        spent.append(seconds(partial(store.write_part, data, {})))
     return spent
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def fastest(work: Callable[[], object], repeats: int) -> float:
+    """Of several: what other processes of the machine take away is no part of it."""
+    return min(seconds(work) for _ in range(repeats))
 
 
 def measure_stores(folder: Path) -> dict[str, float]:
-    """At the width of LLaVA; what every `reduce` costs besides is subtracted."""
-    long, short, forget = (str(folder / name) for name in ("long", "short", "forget"))
-    writing = make_store(Path(long), LLAVA, 384)
-    make_store(Path(short), LLAVA, 128, first=1000)
-    make_store(Path(forget), LLAVA, 128, first=2000)
-    base = seconds(partial(reduce, [short], str(folder / "a")))
-    folded = seconds(partial(reduce, [long], str(folder / "b"))) - base
-    scanned = seconds(partial(reduce, [short], str(folder / "c"), [forget])) - base
-    spent = {"WRITE": writing / 384, "FOLD": folded / (384 - 128), "SCAN": scanned / 128}
-    return {name: value / LLAVA.vectors for name, value in spent.items()}
+    """With two parts at the width of LLaVA, per coefficient sum."""
+    retain, forget = folder / "retain", folder / "forget"
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = resident_peak()
+    written = make_store(retain, LLAVA, 128) + make_store(forget, LLAVA, 128, first=128)
+    memory = (resident_peak() - before) * 1e6 / cost(Job(LLAVA, 64)).part_bytes
+    folded = fastest(partial(fold_retain, open_stores([str(retain)])), 3)
+    outs = (str(folder / f"{turn}") for turn in range(2))
+    scanned = fastest(lambda: reduce([str(retain)], next(outs), [str(forget)]), 2) - folded
+    found = {"WRITE": 2 * min(written), "FOLD": folded, "SCAN": scanned}
+    return {"MEMORY": memory} | {n: value / 128 / LLAVA.vectors for n, value in found.items()}
 
 
-def measure_inputs(repeats: int = 50) -> dict[str, float]:
-    """With the image processor of LLaVA-1.5, a picture of 640 x 480 and 64 tokens of text."""
+def measure_workers() -> dict[str, float]:
+    """Inputs as LLaVA-1.5 makes them of a picture of 640 x 480; the start with SmolLM2-135M."""
     base, side = smollm2_checkpoint(), {"height": 336, "width": 336}
     processor = make_processor(base)
     processor.image_processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side)
@@ -317,9 +348,15 @@ def measure_inputs(repeats: int = 50) -> dict[str, float]:
     Image.fromarray(noise).resize((640, 480)).save(picture := io.BytesIO(), "JPEG")
     example = question_answer("", "word " * 40, "It is a word.", [picture.getvalue()])
     encoder = AnswerEncoder(processor, config)
-    batch = partial(encoder.batch, [example], [encoder.locate(example)], "answer")
-    work = {"LOCATE": partial(encoder.locate, example), "ENCODE": batch}
-    return {name: sum(map(seconds, [w] * repeats)) / repeats for name, w in work.items()}
+    spans, checkpoint = [encoder.locate(example)], Checkpoint.open(base)
+    sites = match_tensors(find_sites(model_skeleton(base)), checkpoint)
+    size = sum(tensor.stop - tensor.start for tensor in checkpoint.tensors.values())
+    return {
+        "LOCATE": fastest(partial(encoder.locate, example), 50),
+        "ENCODE": fastest(partial(encoder.batch, [example], spans, "answer"), 50),
+        "DIGEST": fastest(lambda: Checkpoint.open(base).digest, 3) / size,
+        "LOAD": fastest(lambda: check_weights(load_model(base), sites), 3) / size,
+    }
 
 
 if __name__ == "__main__":
@@ -331,7 +368,7 @@ if __name__ == "__main__":
             DOC.write_text(filled(DOC.read_text()))
         case ["--measure"]:
             with tempfile.TemporaryDirectory() as folder:
-                measured = {**measure_inputs(), **measure_stores(Path(folder))}
+                measured = {**measure_workers(), **measure_stores(Path(folder))}
             print("\n".join(f"{name} = {value:.2g}" for name, value in measured.items()))
         case unknown:
             sys.exit(f"{' '.join(unknown)}: give nothing, --write or --measure")

@@ -1,6 +1,6 @@
 """Does the number of CPU threads change bits? `python -m benchmarks.threads` tries and prints.
 
-The products of SmolLM2-135M's and LLaVA-1.5-7B's MLPs, scaled-dot-product attention and the sum over
+The products of the MLPs of SmolLM2-135M and LLaVA-1.5-7B, attention and the sum over
 positions, for several lengths, each with 1 thread and with more; prints every case that differs.
 """
 

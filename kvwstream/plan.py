@@ -96,6 +96,19 @@ class Progressive:
         if self.epochs < 1:
             raise OptionError(f"epochs must be at least 1, got {self.epochs}")
 
+    @classmethod
+    def is_sound(cls, value: Any) -> bool:
+        """Whether plain values are those of a `Progressive`."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return (
+            isinstance(value, dict)
+            and value.keys() == fields
+            and isinstance(value["gamma"], float)
+            and isinstance(value["layers"], str)
+            and value["arithmetic"] in ARITHMETICS
+            and isinstance(value["epochs"], int)
+        )
+
 
 @dataclass(frozen=True)
 class CollectPlan:
@@ -193,6 +206,8 @@ class CollectPlan:
             raise DamageError(f"the plan is damaged: missing {missing}, unknown {extra}")
         try:
             how = values["progressive"]
+            if how is not None and not Progressive.is_sound(how):
+                raise OptionError(f"progressive is {how}")
             return cls(
                 **{
                     **values,
@@ -204,13 +219,19 @@ class CollectPlan:
             raise DamageError(f"the plan is damaged: {error}") from error
 
     def differences(self, other: CollectPlan, fields: Iterable[str] | None = None) -> list[str]:
-        """One line per field in which `other` differs: `field: self has X, other has Y`."""
-        names = fields or [field.name for field in dataclasses.fields(self)]
+        """One line per field in which `other` differs: `field: X there, Y here`."""
+        there, here = self._named(), other._named()
         return [
-            f"{name}: {_show(getattr(self, name))} there, {_show(getattr(other, name))} here"
-            for name in names
-            if getattr(self, name) != getattr(other, name)
+            f"{name}: {_show(there[name])} there, {_show(here[name])} here"
+            for name in fields or there
+            if name in here and there[name] != here[name]
         ]
+
+    def _named(self) -> dict[str, Any]:
+        """Every field; those of `progressive`, if there is one, one by one."""
+        values = {**vars(self), **(vars(self.progressive) if self.progressive else {})}
+        del values["progressive"]
+        return values
 
 
 MODEL_FIELDS = ("model_digest", "config_digest", "sites_digest")

@@ -42,7 +42,17 @@ def test_json_round_trip_keeps_every_field_and_the_digest():
     assert again.digest == PLAN.digest
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(CollectPlan)])
+FROZEN_FIELDS = [
+    field.name
+    for field in dataclasses.fields(CollectPlan)
+    if field.name not in ("schedule", "progressive")
+]
+PROGRESSIVE = dataclasses.replace(
+    PLAN, schedule="progressive", progressive=Progressive(0.02, "1:25", "exact", "0" * 64)
+)
+
+
+@pytest.mark.parametrize("field", FROZEN_FIELDS)
 def test_every_field_is_in_the_digest_and_in_the_differences(field):
     changes = {"moments": ("abs",), "tokens": "all"}
     value = getattr(PLAN, field)
@@ -51,6 +61,24 @@ def test_every_field_is_in_the_digest_and_in_the_differences(field):
     assert other.digest != PLAN.digest
     (line,) = PLAN.differences(other)
     assert line.startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Progressive)])
+def test_so_is_every_field_of_the_progressive_schedule(field):
+    changes = {"gamma": 0.5, "arithmetic": "in-place", "epochs": 2}
+    how = dataclasses.replace(PROGRESSIVE.progressive, **{field: changes.get(field, "other")})
+    other = dataclasses.replace(PROGRESSIVE, progressive=how)
+    assert other.digest != PROGRESSIVE.digest
+    (line,) = PROGRESSIVE.differences(other)
+    assert line.startswith(f"{field}: ")
+    assert CollectPlan.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+
+
+def test_the_schedule_is_one_difference():
+    assert PLAN.differences(PROGRESSIVE) == ["schedule: frozen there, progressive here"]
+    for wrong in ({"schedule": "progressive"}, {"progressive": PROGRESSIVE.progressive}):
+        with pytest.raises(OptionError, match="does not fit"):
+            dataclasses.replace(PLAN, **wrong)
 
 
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 7))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,24 @@ from typer.testing import CliRunner
 from kvwstream import models
 from kvwstream.accessor import LayerRange
 from kvwstream.cli import app
-from kvwstream.errors import DamageError, OptionError, PlanMismatchError
+from kvwstream.errors import (
+    DamageError,
+    DataError,
+    OptionError,
+    PlanMismatchError,
+    StorageError,
+)
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.audit import audit
 from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.evaluate import open_gates
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.progressive import Beginning
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.readers import read_examples
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
+from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
 from tests import families
 from tests.conftest import (
@@ -468,6 +477,88 @@ def test_another_strength_than_the_collected_is_refused(llama_case):
     assert "at another strength than its own" in made["warning"]
     found = audit([str(out)], base=case.model, statistics=statistics)
     assert found.passed, found.findings
+    made = apply(case.model, statistics, case.folder / "own", strength(), as_frozen=True)
+    assert made["warning"] is None
+    loaded = models.load_model(case.model, "float32")
+    with pytest.raises(OptionError, match=r"was collected progressively with gamma 0\.3"):
+        open_gates(loaded, statistics, Strength(2 * GAMMA, layers))
+    in_place = str(case.folder / "bound-in-place-s.zarr")
+    reduce([case.retain], in_place, [case.collect("bound-in-place.zarr", "in-place")])
+    with pytest.raises(OptionError, match="no gates tell it"):
+        open_gates(loaded, in_place, strength())
+
+
+def test_c_r_is_never_that_of_a_weakened_model(llama_case):
+    case = llama_case
+    store = case.collect("not-retain.zarr", "exact")
+    with pytest.raises(PlanMismatchError, match="C_r is that of the base model"):
+        reduce([store], str(case.folder / "not-c-r.zarr"))
+    assert not (case.folder / "not-c-r.zarr").exists()
+
+
+def test_a_request_is_granted_once(llama_case):
+    case = llama_case
+    store, statistics = str(case.folder / "once.zarr"), str(case.folder / "once-s.zarr")
+    collect(prepare(str(case.model), read_examples(case.data["forget"])), store)
+    reduce([case.retain], statistics, [store])
+    for again in (store, case.retain):
+        with pytest.raises(DataError, match=r"holds these .* examples already"):
+            reduce([], str(case.folder / "twice.zarr"), [again], after=statistics)
+    with pytest.raises(DataError, match=r"already, as once\.zarr to forget"):
+        case.collect("again.zarr", "exact", after=statistics)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda how: how.pop("gamma"),
+        lambda how: how.update(gamma="0.3"),
+        lambda how: how.update(arithmetic="in-vain"),
+        lambda how: how.update(mood="good"),
+    ],
+)
+def test_damage_to_how_it_was_weakened_is_told(llama_case, change):
+    """In the attributes of statistics, and in the plan of a store."""
+    case = llama_case
+    store = Path(case.collect("whole.zarr", "exact"))
+    statistics = case.folder / "whole-s.zarr"
+    if not statistics.exists():
+        reduce([case.retain], str(statistics), [str(store)])
+    opens: dict[Path, Callable[[Location], Any]]
+    opens = {statistics: Statistics.open, store: CollectStore.open}
+    for group, open_it in opens.items():
+        text = (group / "zarr.json").read_text()
+        document = json.loads(text)
+        attributes = document["attributes"]
+        change((attributes.get("plan") or attributes)["progressive"])
+        (group / "zarr.json").write_text(json.dumps(document))
+        with pytest.raises(DamageError, match=r"damaged: .*progressive"):
+            open_it(Location(str(group)))
+        (group / "zarr.json").write_text(text)
+
+
+def test_an_earlier_state_that_was_changed_is_not_gone_on_from(llama_case, tmp_path):
+    case = llama_case
+    statistics = str(tmp_path / "s.zarr")
+    reduce([case.retain], statistics, [case.collect("changed.zarr", "in-place")])
+    earlier, out = tmp_path / "earlier", tmp_path / "out"
+    apply(case.model, statistics, earlier, strength(2))
+    for name, old, new in (
+        ("config.json", "silu", "gelu"),
+        ("kvwstream.json", '"num_forget_records": 2', '"num_forget_records": 4'),
+    ):
+        text = (earlier / name).read_text()
+        (earlier / name).write_text(text.replace(old, new))
+        assert (earlier / name).read_text() != text
+        with pytest.raises(DamageError, match=name):
+            apply(case.model, statistics, out, strength(), start=earlier)
+        (earlier / name).write_text(text)
+    with pytest.raises(PlanMismatchError, match="fit the very weights"):
+        apply(earlier, statistics, out, strength(), start=earlier)
+    with pytest.raises(StorageError, match=r"lies in .*earlier"):
+        apply(case.model, statistics, earlier / "out", strength(), start=earlier)
+    assert not out.exists()
+    apply(case.model, statistics, out, strength(), start=earlier)
 
 
 WITH = "--progressive --retain-statistics C_R"
@@ -482,6 +573,7 @@ WITH = "--progressive --retain-statistics C_R"
         (f"{WITH} --gamma 1", "needs --gamma and"),
         ("--gamma 1", "belong to --progressive"),
         ("--epochs 2", "belong to --progressive"),
+        ("--arithmetic in-place", "belong to --progressive"),
         (f"{WITH} --gamma nan --layers 0:1", "gamma must be"),
         (f"{WITH} --gamma 1 --layers 0:9", "layers 0:9"),
         ("--progressive --after C_R --gamma 1 --layers 0:1", "holds retain statistics alone"),

@@ -27,6 +27,9 @@ from kvwstream.options import (
     Tokens,
 )
 
+FROZEN = (None, None, None, None, 1, "exact")
+"""What the options of a progressive collection are in a frozen one."""
+
 
 def collect(
     model: Model,
@@ -103,10 +106,10 @@ def collect(
     if progressive:
         beginning = Beginning.chosen(retain_statistics, after)
         how = beginning.plan(gamma, layers, arithmetic.value, epochs)
-    elif (retain_statistics, after, gamma, layers, epochs) != (None, None, None, None, 1):
+    elif (retain_statistics, after, gamma, layers, epochs, arithmetic.value) != FROZEN:
         raise OptionError(
-            "--retain-statistics, --after, --gamma, --layers and --epochs belong to --progressive; "
-            "a frozen collection needs none of them"
+            "--retain-statistics, --after, --gamma, --layers, --epochs and --arithmetic belong to "
+            "--progressive; a frozen collection needs none of them"
         )
     source = Source(data, format.value, task, config, split, seed, skip_bad_rows)
     examples, bad = source.read()

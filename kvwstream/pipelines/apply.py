@@ -59,8 +59,9 @@ def apply(
         raise OptionError(f"the result must be one of {', '.join(WRITERS)}, got {kind}")
     if os.path.lexists(out):
         raise StorageError(f"{out}: exists already; choose another name or remove it")
-    if out.resolve().is_relative_to(model.resolve()):
-        raise StorageError(f"{out}: lies in the base checkpoint; choose a place outside of it")
+    for place in filter(None, (model, start)):
+        if out.resolve().is_relative_to(place.resolve()):
+            raise StorageError(f"{out}: lies in {place}, which is read; choose a place outside")
     stored = Statistics.open(Location(statistics))
     recipe = Recipe(stored, strength, arithmetic or collected_arithmetic(stored), as_frozen)
     if recipe.arithmetic != "exact" and kind != "checkpoint":
@@ -107,6 +108,7 @@ def _write_later(
 ) -> dict[str, Any]:
     """From an earlier state on: the records that it has not seen yet."""
     before = read_earlier(start, recipe)
+    check_base(recipe.stored, base.digest, base.folder)
     earlier = open_earlier(start, base)
     touched = [site.tensor for site in recipe.sites_in(base)]
     draft.mkdir()

@@ -60,10 +60,14 @@ class Chain:
         how = store.plan.progressive
         expected = digest.hexdigest() if number else None
         if how and how.after != expected:
-            what = "after other requests" if how.after else "as the first request"
+            what = (
+                "after other requests than stand before it here"
+                if how.after
+                else "as the first request, but others stand before it here"
+            )
             raise PlanMismatchError(
-                f"{store.location.url}: was collected {what} than stand before it here; reduce the "
-                "requests in the order in which they were collected"
+                f"{store.location.url}: was collected {what}; reduce the requests in the order in "
+                "which they were collected"
             )
 
 

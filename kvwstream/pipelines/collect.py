@@ -12,7 +12,7 @@ from kvwstream.models import load_model
 from kvwstream.pipelines.cluster import ATTEMPTS, Cluster, run_on_cluster
 from kvwstream.pipelines.prepare import Preparation
 from kvwstream.pipelines.progressive import SAFETENSORS, Beginning, run_progressive
-from kvwstream.pipelines.sources import check_measured_alike
+from kvwstream.pipelines.sources import check_measured_alike, check_unseen
 from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt, Worker
 from kvwstream.plan import Part
 from kvwstream.progress import Advance, Progress, Silent
@@ -112,7 +112,7 @@ def collect(
 def _check_beginning(
     prepared: Preparation, beginning: Beginning | None, *, one_by_one: bool
 ) -> None:
-    """`OptionError` or `PlanMismatchError` unless a progressive plan can be run as it is."""
+    """`OptionError`, `PlanMismatchError` or `DataError` unless a progressive plan can be run."""
     plan, how = prepared.plan, prepared.plan.progressive
     if how is None:
         return
@@ -123,6 +123,7 @@ def _check_beginning(
             "--parts out"
         )
     check_measured_alike(beginning.stored, plan)
+    check_unseen(beginning.stored, plan)
     tensors = Checkpoint.open(prepared.folder).tensors
     unlike = {tensors[s.tensor].dtype for s in prepared.sites} - {SAFETENSORS[plan.dtype]}
     if how.arithmetic == "in-place" and unlike:

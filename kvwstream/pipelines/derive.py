@@ -20,6 +20,7 @@ from kvwstream.accessor import accessor
 from kvwstream.coefficients import CoefficientSums, Float64, Int64, per_vector, token_mean
 from kvwstream.pipelines.chain import Chain
 from kvwstream.pipelines.retained import Retained
+from kvwstream.pipelines.sources import check_on_base
 from kvwstream.plan import Progressive
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore, PartData
@@ -88,6 +89,7 @@ def derive(
     if previous:
         retained, sites = Retained.from_statistics(previous), previous.sites
     else:
+        check_on_base(retain)
         retained, sites = Retained.from_sums(fold_retain(retain, advance)), retain[0].sites
     sink.put("retain_mean", retained.mean)
     sink.put("retain_standard_error", retained.standard_error)

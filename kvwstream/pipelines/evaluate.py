@@ -19,7 +19,7 @@ from kvwstream.examples import Example
 from kvwstream.gates import gated
 from kvwstream.metrics import chooses, clean, contains, rouge_l
 from kvwstream.models import LoadedModel, inference, load_model
-from kvwstream.pipelines.recipe import check_base
+from kvwstream.pipelines.recipe import Recipe, check_base, collected_arithmetic
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
@@ -106,8 +106,16 @@ def evaluate(
 def open_gates(
     loaded: LoadedModel, statistics: str, strength: Strength
 ) -> AbstractContextManager[None]:
-    """Gates for the loaded base model; `PlanMismatchError` if it is another than was measured."""
+    """Gates for the loaded base model; `PlanMismatchError` if it is another than was measured.
+
+    `OptionError` for a progressive collection at another strength than its own, or in place.
+    """
     stored = Statistics.open(Location(statistics))
+    if Recipe(stored, strength, collected_arithmetic(stored)).arithmetic != "exact":
+        raise OptionError(
+            f"{statistics}: in-place arithmetic depends on each weight, so that no gates tell it; "
+            "`apply` it and evaluate the checkpoint"
+        )
     check_base(stored, Checkpoint.open(loaded.folder).digest, loaded.folder)
     total = strength.exponent(stored)
     values = vector_gates(stored.sites, total, strength.gamma, strength.layers)

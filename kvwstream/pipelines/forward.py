@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvwstream.checkpoint import Checkpoint
+from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests
 from kvwstream.errors import DamageError, OptionError, PlanMismatchError
+from kvwstream.manifest import check_seal
 from kvwstream.pipelines.audit_manifest import read_manifest
 from kvwstream.pipelines.recipe import Recipe
 from kvwstream.weakening import TensorDigests
@@ -20,7 +21,8 @@ def read_earlier(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
     Multiplying in place, record after record, can be interrupted anywhere; exact arithmetic rounds
     once, so it always begins at the base. Raises `OptionError` where going on would not be exact,
-    `PlanMismatchError` with a line per difference if `folder` was made otherwise.
+    `PlanMismatchError` with a line per difference if `folder` was made otherwise, `DamageError` if
+    its manifest was changed.
     """
     if recipe.arithmetic != "in-place" or recipe.strength.accessor == "mean":
         raise OptionError(
@@ -28,6 +30,7 @@ def read_earlier(folder: Path, recipe: Recipe) -> dict[str, Any]:
             "record alone; leave --from out, the base gives the same in one pass"
         )
     manifest = read_manifest(folder)
+    check_seal(manifest, str(folder / MANIFEST))
     if manifest["kind"] != "checkpoint":
         raise OptionError(f"{folder}: is no weakened checkpoint but of kind {manifest['kind']}")
     facts = {
@@ -68,10 +71,16 @@ def from_base(
 
 
 def open_earlier(folder: Path, base: Checkpoint) -> Checkpoint:
-    """The weakened checkpoint; `DamageError` if it holds other tensors or headers than the base."""
+    """The weakened checkpoint; `DamageError` if its headers or other files are not the base's."""
     earlier = Checkpoint.open(folder)
     if earlier.header_digests != base.header_digests:
         raise DamageError(f"{folder}: its shards or headers are not those of {base.folder}")
+    files, copies = (file_digests(place.folder, place.side_files()) for place in (base, earlier))
+    unlike = sorted(n for n in files.keys() | copies.keys() if files.get(n) != copies.get(n))
+    if unlike:
+        raise DamageError(
+            f"{folder}: not the files of {base.folder}, that it was made from: {', '.join(unlike)}"
+        )
     return earlier
 
 

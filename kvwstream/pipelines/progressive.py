@@ -50,7 +50,7 @@ class Beginning:
         if (retain_statistics is None) == (after is None):
             raise OptionError(
                 "a progressive collection needs C_r: give --retain-statistics, or --after with the "
-                "statistics of the request before"
+                "statistics of the request before, and not both"
             )
         stored = Statistics.open(Location(retain_statistics or after or ""))
         if after:

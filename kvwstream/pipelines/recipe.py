@@ -50,19 +50,30 @@ class Recipe:
 
     def _check_progressive(self) -> None:
         """`OptionError` unless the strength is that of a progressive collection."""
-        values = self.stored.attributes["progressive"]
-        if values is None and self.as_frozen:
+        how = self._collected
+        if how is None and self.as_frozen:
             raise OptionError(f"{self.stored.location.url}: is frozen, leave --as-frozen out")
-        if values is None or self.as_frozen:
-            return
-        how = Progressive(**values)
-        own = Strength(how.gamma, LayerRange.parse(how.layers), until=self.strength.until)
-        if self.strength != own or self.arithmetic != how.arithmetic:
+        if how and not self._is_own and not self.as_frozen:
             raise OptionError(
                 f"{self.stored.location.url}: was collected progressively with gamma "
                 f"{how.gamma:g}, layers {how.layers}, {how.arithmetic} arithmetic and the paper's "
-                "accessor; its C_f belong to these. Collect anew for others, or give --as-frozen"
+                "accessor; its C_f belong to these. Collect anew for others, or `apply` with "
+                "--as-frozen"
             )
+
+    @cached_property
+    def _collected(self) -> Progressive | None:
+        values = self.stored.attributes["progressive"]
+        return Progressive(**values) if values else None
+
+    @cached_property
+    def _is_own(self) -> bool:
+        """Whether a progressive collection is replayed as it went."""
+        how = self._collected
+        if how is None:
+            return False
+        own = Strength(how.gamma, LayerRange.parse(how.layers), until=self.strength.until)
+        return self.strength == own and self.arithmetic == how.arithmetic
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -76,7 +87,7 @@ class Recipe:
             "schedule": self.stored.attributes["model"]["schedule"],
             "arithmetic": self.arithmetic,
             "as_frozen": self.as_frozen,
-            "warning": WARNING if self.as_frozen else None,
+            "warning": WARNING if self.as_frozen and not self._is_own else None,
             "num_forget_records": self.strength.num_records(self.stored),
         }
 

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from kvwstream.errors import OptionError
 from kvwstream.pipelines.derive import derive
-from kvwstream.pipelines.sources import check_compatible, check_measured_alike, describe
+from kvwstream.pipelines.sources import (
+    check_compatible,
+    check_measured_alike,
+    check_unseen,
+    describe,
+)
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
@@ -44,6 +49,8 @@ def reduce(
     check_compatible(stores)
     if previous:
         check_measured_alike(previous, stores[0].plan)
+        for store in forget_stores:
+            check_unseen(previous, store.plan)
     place = Location(out)
     num_parts = sum(store.plan.num_parts for store in stores)
     num_records = sum(len(store.records) for store in forget_stores)

@@ -64,6 +64,30 @@ def check_measured_alike(stored: Statistics, plan: CollectPlan) -> None:
         )
 
 
+def check_unseen(stored: Statistics, plan: CollectPlan) -> None:
+    """`DataError` if the examples of `plan` are those of a store that `stored` was made from.
+
+    Statistics do not hold the digests of single examples, so of sets that overlap nothing is seen.
+    """
+    for source in stored.attributes["sources"]:
+        if source["plan"]["data_digest"] == plan.data_digest:
+            raise DataError(
+                f"{stored.location.url}: holds these {plan.num_examples} examples already, as "
+                f"{source['name']} to {source['role']}; an example counts once, and is either to "
+                "retain or to forget"
+            )
+
+
+def check_on_base(retain: Sequence[CollectStore]) -> None:
+    """`PlanMismatchError` if retain data were measured on a weakened model."""
+    for store in retain:
+        if store.plan.progressive:
+            raise PlanMismatchError(
+                f"{store.location.url}: progressive: C_r is that of the base model; collect the "
+                "data to retain without --progressive"
+            )
+
+
 def describe(
     retain: Sequence[CollectStore],
     forget: Sequence[CollectStore],

@@ -19,7 +19,7 @@ import numpy as np
 from kvwstream.coefficients import Float64, Int64, per_vector
 from kvwstream.durable import fsync
 from kvwstream.errors import DamageError, OptionError, StorageError
-from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Site, digest_of
+from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Progressive, Site, digest_of
 from kvwstream.stores.arrays import (
     Array,
     ArrayDigest,
@@ -64,14 +64,17 @@ SITE_COLUMNS = dict(
         strict=True,
     )
 )
+SOURCE = {"role", "name", "digest", "plan"}
+"""What must be known of each store."""
 SOUND: dict[str, Callable[[Any], bool]] = {
     "model": lambda value: isinstance(value, dict) and value.keys() == set(STATISTIC_FIELDS),
     "num_forget_records": lambda value: isinstance(value, int),
-    "progressive": lambda value: value is None or isinstance(value, dict),
+    "progressive": lambda value: value is None or Progressive.is_sound(value),
     "sha256": lambda value: isinstance(value, dict),
     "sources": lambda value: (
         isinstance(value, list)
-        and all(isinstance(v, dict) and {"role", "name", "digest"} <= v.keys() for v in value)
+        and all(isinstance(v, dict) and v.keys() >= SOURCE for v in value)
+        and all(isinstance(v["plan"], dict) and "data_digest" in v["plan"] for v in value)
     ),
 }
 """Attributes without which nothing can be read, and what each must look like."""
