@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvwstream import errors
 from kvwstream.errors import DamageError, OptionError
-from kvwstream.plan import CollectPlan, order_by_seed
+from kvwstream.plan import CollectPlan, Progressive, order_by_seed
 
 PLAN = CollectPlan(
     model_digest="a" * 64,

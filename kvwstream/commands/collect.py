@@ -150,7 +150,7 @@ def collect(
         allow_mixed=allow_mixed,
         progress=progress,
     )
-    positions = int(written.examples.num_positions.sum())
+    positions = int(written.examples.num_positions.sum()) * epochs
     sealed, num_parts = len(written.sealed()), written.plan.num_parts
     typer.echo(
         f"{store}: {written.plan.num_records} records, {positions} positions measured, "
