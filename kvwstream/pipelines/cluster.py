@@ -20,7 +20,7 @@ from pathlib import Path
 
 import dask
 import torch
-from dask.distributed import Client, Future, Nanny, Scheduler, SpecCluster
+from dask.distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
 
 from kvwstream.errors import IncompleteError, OptionError, StorageError, first_line
 from kvwstream.models import resolve_device
@@ -56,6 +56,8 @@ SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.comm.timeouts.connect": "60s",
+    # `_revive` sees which of our workers are dead; one that starts slowly is not.
+    "distributed.deploy.lost-worker-timeout": "1h",
 }
 
 
@@ -105,6 +107,7 @@ class _Run:
         self.tries: Counter[int] = Counter()
         self.futures: dict[Future, int] = {}
         self.addresses: set[str] = set()
+        self.dead: set[str] = set()
         self.looked = -math.inf
         self.sealed = 0
 
@@ -135,6 +138,8 @@ class _Run:
         before, self.addresses = self.addresses, set(self._workers())
         if not self.addresses and (before or self.looked < 0):
             self.progress.tell("waiting for a worker of the cluster")
+        if self.client.cluster:
+            self.dead = self.client.sync(_revive, self.client.cluster, self.dead)
         self.looked = time.monotonic()
 
     def _workers(self) -> Iterable[str]:
@@ -157,8 +162,7 @@ class _Run:
         if future.status == "finished":
             result: Receipt | Failure = future.result()
         else:  # its workers died again and again, or cannot import kvwstream
-            error = future.exception() if future.status == "error" else future.status
-            told = f"{type(error).__name__}: {error}" if future.status == "error" else str(error)
+            told = _reason(future)
             result = Failure(number, FailureKind.storage, told, told)
         if isinstance(result, Receipt):
             self.sealed += 1
@@ -182,6 +186,10 @@ class _Run:
     def _dismiss(self, failure: Failure) -> None:
         """Send a worker away that cannot begin, before it takes every part and fails."""
         self.progress.tell(f"worker {failure.worker} cannot begin and is closed: {failure.reason}")
+        if self.client.cluster:  # else it would be revived
+            for name, nanny in self.client.cluster.workers.items():
+                if nanny.worker_address == failure.worker:
+                    self.client.cluster.worker_spec.pop(name, None)
         self.client.retire_workers([failure.worker], close_workers=True)
         self.addresses = set(self._workers()) - {failure.worker}
         if not self.addresses:
@@ -193,6 +201,28 @@ class _Run:
             self.client.restart_workers([address], raise_for_error=False)
         except ValueError:  # gone already, or without a nanny that would start it again
             self.client.retire_workers([address], close_workers=True)
+
+
+def _reason(future: Future) -> str:
+    """Why a task of a cluster has no result."""
+    if future.status != "error":
+        return str(future.status)
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return f"its worker died ({error.last_worker.address}): killed, or out of memory"
+    return f"{type(error).__name__}: {error}"
+
+
+async def _revive(local: SpecCluster, suspects: set[str]) -> set[str]:
+    """Start workers of ours anew that are still dead: one that dies as it starts stays so.
+
+    Returns the names of the dead ones; their nannies may be about to start them.
+    """
+    dead = {name for name, nanny in local.workers.items() if not nanny.is_alive()}
+    for name in dead & suspects:
+        await local.workers.pop(name).close(timeout=CLOSE_SECONDS)
+    local.scale(len(local.worker_spec))
+    return dead - suspects
 
 
 @contextmanager
@@ -236,7 +266,10 @@ def _local(cluster: Cluster, job: Job) -> Iterator[SpecCluster]:
     }
     options = {"host": HOST, "port": 0, "dashboard": False, "dashboard_address": f"{HOST}:0"}
     scheduler = {"cls": Scheduler, "options": options}
-    local = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    try:
+        local = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    except RuntimeError as error:
+        raise IncompleteError(f"the workers could not be started: {first_line(error)}") from error
     try:
         yield local
     finally:
