@@ -506,6 +506,14 @@ def test_a_request_is_granted_once(llama_case):
             reduce([], str(case.folder / "twice.zarr"), [again], after=statistics)
     with pytest.raises(DataError, match=r"already, as once\.zarr to forget"):
         case.collect("again.zarr", "exact", after=statistics)
+    how = (beginning := Beginning.chosen(statistics, None)).plan(GAMMA, LAYERS, "exact", 1)
+    for name, store in (("retain", "never.zarr"), ("forget", "for-c-r-alone.zarr")):
+        prepared = prepare(str(case.model), read_examples(case.data[name]), progressive=how)
+        if name == "retain":
+            with pytest.raises(DataError, match="to retain"):
+                collect(prepared, str(case.folder / store), beginning=beginning)
+        else:
+            collect(prepared, str(case.folder / store), beginning=beginning)
 
 
 @pytest.mark.parametrize(

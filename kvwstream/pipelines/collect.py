@@ -123,7 +123,9 @@ def _check_beginning(
             "--parts out"
         )
     check_measured_alike(beginning.stored, plan)
-    check_unseen(beginning.stored, plan)
+    check_unseen(
+        beginning.stored, plan, ("retain", "forget") if beginning.is_after else ("retain",)
+    )
     tensors = Checkpoint.open(prepared.folder).tensors
     unlike = {tensors[s.tensor].dtype for s in prepared.sites} - {SAFETENSORS[plan.dtype]}
     if how.arithmetic == "in-place" and unlike:

@@ -64,13 +64,17 @@ def check_measured_alike(stored: Statistics, plan: CollectPlan) -> None:
         )
 
 
-def check_unseen(stored: Statistics, plan: CollectPlan) -> None:
+def check_unseen(
+    stored: Statistics, plan: CollectPlan, roles: Sequence[str] = ("retain", "forget")
+) -> None:
     """`DataError` if the examples of `plan` are those of a store that `stored` was made from.
+
+    Of stores in the `roles` alone.
 
     Statistics do not hold the digests of single examples, so of sets that overlap nothing is seen.
     """
     for source in stored.attributes["sources"]:
-        if source["plan"]["data_digest"] == plan.data_digest:
+        if source["role"] in roles and source["plan"]["data_digest"] == plan.data_digest:
             raise DataError(
                 f"{stored.location.url}: holds these {plan.num_examples} examples already, as "
                 f"{source['name']} to {source['role']}; an example counts once, and is either to "
