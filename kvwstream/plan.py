@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from kvwstream.errors import DamageError, OptionError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOMENTS = ("abs", "signed", "square")
 ARITHMETICS = ("exact", "in-place")
 TOKEN_RULES = ("answer", "question", "image", "all")

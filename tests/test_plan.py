@@ -111,8 +111,8 @@ def test_another_seed_is_another_order():
     ("change", "message"),
     [
         (
-            {"format_version": 2},
-            "store format version 2: this kvwstream reads",
+            {"format_version": 1},
+            "store format version 1: this kvwstream reads",
         ),
         ({"seed": None}, None),
         ({"extra": 1}, r"missing \[\], unknown \['extra'\]"),

@@ -1,4 +1,4 @@
-"""Format version 1, to the byte: what is written today must be read, and named the same, for ever.
+"""Format version 2, to the byte: what is written today must be read, and named the same, for ever.
 
 A change here means a new format version.
 """
@@ -21,7 +21,7 @@ from kvwstream.stores.location import Location
 from kvwstream.stores.tables import ExampleTable, sites_digest
 from tests.conftest import tree_bytes
 
-GOLDEN = Path(__file__).parent / "golden" / "store-v1.json"
+GOLDEN = Path(__file__).parent / "golden" / "store-v2.json"
 SITES = [
     Site("model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj.weight", 1, 0, -1, 3, 0),
     Site("model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj.weight", 1, 1, -1, 2, 3),
@@ -73,7 +73,7 @@ def names_of(folder: Path) -> dict[str, object]:
     }
 
 
-def test_names_and_digests_are_those_of_format_version_1(tmp_path):
+def test_names_and_digests_are_those_of_format_version_2(tmp_path):
     write(tmp_path / "s.zarr")
     assert names_of(tmp_path / "s.zarr") == json.loads(GOLDEN.read_text())
 
