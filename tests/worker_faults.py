@@ -78,6 +78,20 @@ def logging(path: Path) -> Wrap:
     return wrap
 
 
+def meeting(log: Path, lines: int) -> Wrap:
+    """It waits until `logging` has left so many lines."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def replacement(*args: Any, **options: Any) -> Any:
+            while len(log.read_text().splitlines()) < lines:
+                time.sleep(0.01)
+            return original(*args, **options)
+
+        return replacement
+
+    return wrap
+
+
 def failing(error: Exception, part: int) -> Wrap:
     """It raises for one part."""
 

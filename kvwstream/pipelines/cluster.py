@@ -108,6 +108,7 @@ class _Run:
         self.futures: dict[Future, int] = {}
         self.addresses: set[str] = set()
         self.dead: set[str] = set()
+        self.dismissed: set[str] = set()
         self.looked = -math.inf
         self.sealed = 0
 
@@ -185,6 +186,9 @@ class _Run:
 
     def _dismiss(self, failure: Failure) -> None:
         """Send a worker away that cannot begin, before it takes every part and fails."""
+        if failure.worker in self.dismissed:  # it had begun another part, too
+            return
+        self.dismissed.add(failure.worker)
         self.progress.tell(f"worker {failure.worker} cannot begin and is closed: {failure.reason}")
         if self.client.cluster:  # else it would be revived
             for name, nanny in self.client.cluster.workers.items():

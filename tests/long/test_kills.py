@@ -42,6 +42,7 @@ from tests.test_stop import (
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent.parent
+NUM_PARTS = 75
 KILLS = 50
 COORDINATOR_KILLS = 5
 MEAN_SECONDS = 1.5
@@ -127,7 +128,7 @@ def test_workers_killed_at_fifty_moments(work, tmp_path):
             print(f"{time.monotonic() - start:.0f} s: {kills} kills, {sealed(store)} seals")
             if process.poll() is None:
                 process.wait(LIMIT)
-        if sealed(store) == len(list((store / "parts").iterdir())) - 1 and kills < KILLS:
+        if sealed(store) == NUM_PARTS and kills < KILLS:
             for seal in chance.sample(sorted(store.glob("parts/*/zarr.json")), 40):
                 seal.unlink()
     finish(words, store)
@@ -160,10 +161,10 @@ def test_a_part_that_always_kills_its_worker_is_given_up(work, tmp_path, monkeyp
     command = [sys.executable, "-m", "kvwstream", *words, str(store), "--part-size", "8"]
     done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "1 of 75 parts failed" in done.stderr
-    assert "part 7: its worker died" in done.stderr.partition("1 of 75 parts failed")[2]
+    assert f"1 of {NUM_PARTS} parts failed" in done.stderr
+    assert "part 7: its worker died" in done.stderr.partition(f"1 of {NUM_PARTS} parts failed")[2]
     assert len(log.read_text().split()) == 3
-    assert sealed(store) == 74
+    assert sealed(store) == NUM_PARTS - 1
     monkeypatch.delenv("DEATHS")
     finish(words, store)
     assert tree_bytes(store) == whole
