@@ -599,3 +599,33 @@ def test_options_that_make_no_sense(llama_case, options, message):
     assert isinstance(done.exception, OptionError | PlanMismatchError)
     assert message in str(done.exception)
     assert not Path(store).exists()
+
+
+def test_statistics_that_hide_their_schedule_are_damaged(llama_case, tmp_path):
+    case = llama_case
+    store = case.collect("hidden.zarr", "exact")
+    statistics = tmp_path / "s.zarr"
+    reduce([case.retain], str(statistics), [store])
+    document = json.loads((statistics / "zarr.json").read_text())
+    document["attributes"]["progressive"] = None
+    (statistics / "zarr.json").write_text(json.dumps(document))
+    other = Strength(2 * GAMMA, LayerRange.parse(LAYERS))
+    with pytest.raises(DamageError, match="progressive is not what the plans of its sources say"):
+        apply(case.model, str(statistics), tmp_path / "no", other)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_machine_with_other_threads_makes_the_same_result(llama_case, arithmetic, monkeypatch):
+    """`reduce` and `apply` share out their work over all cores; the bytes do not show how many."""
+    case = llama_case
+    store = case.collect(f"cores-{arithmetic}.zarr", arithmetic)
+    made = []
+    for cores in (1, 3, 16):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        statistics = case.folder / f"cores-{arithmetic}-{cores}.zarr"
+        reduce([case.retain], str(statistics), [store])
+        out = case.folder / f"cores-{arithmetic}-{cores}"
+        apply(case.model, str(statistics), out, strength())
+        weights = {n: c for n, c in tree_bytes(out).items() if n != "kvwstream.json"}
+        made.append((tree_bytes(statistics), weights))
+    assert made[0] == made[1] == made[2]

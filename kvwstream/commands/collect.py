@@ -132,6 +132,7 @@ def collect(
     progress = progress_for(log_json=log_json)
     for row in bad:
         progress.tell(f"left out: {row.place}: {row.reason}", **row._asdict())
+    pipeline.check_beginning(prepared, beginning, one_by_one=cluster is None and not parts)
     if dry_run:
         show_table(summary(prepared))
         print_examples(prepared, 3)

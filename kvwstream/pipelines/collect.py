@@ -74,7 +74,7 @@ def collect(
     """
     progress = progress or Silent()
     plan = prepared.plan
-    _check_beginning(prepared, beginning, one_by_one=cluster is None and share == ALL)
+    check_beginning(prepared, beginning, one_by_one=cluster is None and share == ALL)
     written = CollectStore.create(Location(store), plan, prepared.sites, prepared.table, skipped)
     missing = _missing(written, share, progress)
     if not missing:
@@ -109,7 +109,7 @@ def collect(
     return written
 
 
-def _check_beginning(
+def check_beginning(
     prepared: Preparation, beginning: Beginning | None, *, one_by_one: bool
 ) -> None:
     """`OptionError`, `PlanMismatchError` or `DataError` unless a progressive plan can be run."""

@@ -222,6 +222,13 @@ class Statistics:
         wrong = [name for name, sound in SOUND.items() if not sound(attributes.get(name))]
         if wrong:
             raise DamageError(f"{location.url}: attributes missing or damaged: {', '.join(wrong)}")
+        plans = (source["plan"] for source in attributes["sources"])
+        collected = [plan["progressive"] for plan in plans if plan.get("progressive")]
+        if attributes["progressive"] != (collected[-1] if collected else None):
+            raise DamageError(
+                f"{location.url}: attributes damaged: progressive is not what the plans of its "
+                "sources say"
+            )
         return cls(location, attributes)
 
     @property
