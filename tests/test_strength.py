@@ -24,7 +24,8 @@ from kvwstream.errors import DamageError, OptionError
 from kvwstream.plan import STATISTIC_FIELDS, Site
 from kvwstream.stores import statistics
 from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import Statistics, StatisticsWriter, coordinates
+from kvwstream.stores.statistics import Statistics
+from kvwstream.stores.statistics_writer import StatisticsWriter, coordinates
 from kvwstream.strength import ACCESSORS, Strength
 from tests.conftest import Artefacts
 from tests.faults import edit_array, put

@@ -16,9 +16,10 @@ def forget_example(
     """Withdraw examples from STORE: `reduce` leaves them out, earlier results stay auditable."""
     from kvwstream.pipelines.withdraw import withdraw
 
-    revision = withdraw(store, ids)
+    names = list(dict.fromkeys(ids))
+    revision = withdraw(store, names)
     typer.echo(
-        f"{store}: {len(ids)} examples withdrawn, {len(revision.removed)} in all (revision "
+        f"{store}: {len(names)} examples withdrawn, {len(revision.removed)} in all (revision "
         f"{revision.number}); what was reduced before still counts them, run `kvwstream reduce` "
         "and `kvwstream apply` again"
     )

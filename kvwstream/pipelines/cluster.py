@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
@@ -19,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import torch
-from dask.distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
+from dask.distributed import Client, Future, KilledWorker
 
 from kvwstream.errors import IncompleteError, OptionError, StorageError, first_line
-from kvwstream.models import resolve_device
+from kvwstream.pipelines.local_cluster import gpu_groups, local_cluster, revive
 from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt, leave, run_part
 from kvwstream.plan import Part
 from kvwstream.progress import Progress
@@ -31,18 +29,7 @@ from kvwstream.progress import Progress
 ATTEMPTS = 3
 ENDED = ("finished", "error", "cancelled", "lost")
 SECONDS_BETWEEN_LOOKS = 0.02
-HOST = "127.0.0.1"
-WORKER = {
-    "nthreads": 1,
-    "memory_limit": 0,
-    "host": HOST,
-    "dashboard": False,
-    "silence_logs": logging.CRITICAL,
-    # Ctrl-C reaches every process of a terminal; the command ends its workers itself.
-    "preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
-}
 CONNECT_SECONDS = 10
-CLOSE_SECONDS = 5
 SETTINGS = {
     # A task is a long run of C code: it must not be taken for a dead worker, nor moved to one
     # that would have to load the model first, nor killed because weights fill the memory.
@@ -56,7 +43,7 @@ SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.comm.timeouts.connect": "60s",
-    # `_revive` sees which of our workers are dead; one that starts slowly is not.
+    # `revive` sees which of our workers are dead; one that starts slowly is not.
     "distributed.deploy.lost-worker-timeout": "1h",
 }
 
@@ -140,7 +127,7 @@ class _Run:
         if not self.addresses and (before or self.looked < 0):
             self.progress.tell("waiting for a worker of the cluster")
         if self.client.cluster:
-            self.dead = self.client.sync(_revive, self.client.cluster, self.dead)
+            self.dead = self.client.sync(revive, self.client.cluster, self.dead)
         self.looked = time.monotonic()
 
     def _workers(self) -> Iterable[str]:
@@ -217,24 +204,16 @@ def _reason(future: Future) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def _revive(local: SpecCluster, suspects: set[str]) -> set[str]:
-    """Start workers of ours anew that are still dead: one that dies as it starts stays so.
-
-    Returns the names of the dead ones; their nannies may be about to start them.
-    """
-    dead = {name for name, nanny in local.workers.items() if not nanny.is_alive()}
-    for name in dead & suspects:
-        await local.workers.pop(name).close(timeout=CLOSE_SECONDS)
-    local.scale(len(local.worker_spec))
-    return dead - suspects
-
-
 @contextmanager
 def _client(cluster: Cluster, job: Job) -> Iterator[Client]:
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with dask.config.set(SETTINGS):
         if cluster.scheduler is None:
-            with _local(cluster, job) as local, Client(local, set_as_default=False) as client:
+            gpus = gpu_groups(cluster.workers, cluster.gpus_per_worker, job.device)
+            with (
+                local_cluster(cluster.workers, gpus) as local,
+                Client(local, set_as_default=False) as client,
+            ):
                 yield client
             return
         try:
@@ -255,42 +234,3 @@ def _address(scheduler: str) -> str:
     if not isinstance(content, dict) or not isinstance(content.get("address"), str):
         raise ValueError("holds no address; it is not what a Dask scheduler writes")
     return str(content["address"])
-
-
-@contextmanager
-def _local(cluster: Cluster, job: Job) -> Iterator[SpecCluster]:
-    """A scheduler here and one process per worker; nothing listens beyond this machine."""
-    groups = _gpu_groups(cluster, job)
-    workers = {
-        number: {
-            "cls": Nanny,
-            "options": {**WORKER, "env": groups[number]},
-        }
-        for number in range(cluster.workers)
-    }
-    options = {"host": HOST, "port": 0, "dashboard": False, "dashboard_address": f"{HOST}:0"}
-    scheduler = {"cls": Scheduler, "options": options}
-    try:
-        local = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
-    except RuntimeError as error:
-        raise IncompleteError(f"the workers could not be started: {first_line(error)}") from error
-    try:
-        yield local
-    finally:
-        local.close(timeout=CLOSE_SECONDS)
-
-
-def _gpu_groups(cluster: Cluster, job: Job) -> list[dict[str, str]]:
-    """What each worker's process sees: the first worker the first GPUs, the second the next."""
-    if job.device not in ("auto", "cuda") or resolve_device(job.device).type != "cuda":
-        return [{}] * cluster.workers
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    size = cluster.gpus_per_worker
-    if cluster.workers * size > len(gpus):
-        raise OptionError(
-            f"{cluster.workers} workers with {size} GPUs each need {cluster.workers * size}, "
-            f"{len(gpus)} are visible; use fewer --workers or --gpus-per-worker"
-        )
-    groups = (gpus[number * size : (number + 1) * size] for number in range(cluster.workers))
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]

@@ -24,7 +24,8 @@ from kvwstream.pipelines.sources import check_on_base
 from kvwstream.plan import Progressive
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore, PartData
-from kvwstream.stores.statistics import Statistics, coordinates
+from kvwstream.stores.statistics import Statistics
+from kvwstream.stores.statistics_writer import coordinates
 
 Leaf = tuple[CollectStore, int]
 WINDOW = 64

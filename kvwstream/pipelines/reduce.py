@@ -15,7 +15,8 @@ from kvwstream.pipelines.sources import (
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import Statistics, StatisticsWriter, room_for
+from kvwstream.stores.statistics import Statistics
+from kvwstream.stores.statistics_writer import StatisticsWriter, room_for
 
 
 def reduce(

@@ -6,6 +6,7 @@ Every name of an artefact is written once. A write is atomic (it appears whole o
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -196,9 +197,11 @@ class Location:
                 for name in filter(STAGED.search, files):
                     Path(folder, name).unlink(missing_ok=True)
                 for name in folders:
-                    below = Path(folder, name)
-                    if not any(below.iterdir()):
-                        below.rmdir()
+                    try:
+                        Path(folder, name).rmdir()
+                    except OSError as error:  # another command may be writing or cleaning here
+                        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                            raise
 
     def _again(self, put: Callable[[], T]) -> T:
         """Try once more, later, what may have failed on its way to a bucket or back."""
