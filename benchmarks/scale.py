@@ -50,14 +50,14 @@ LATENCY = 0.03  # seconds of a small request to object storage
 TASK = 0.001  # seconds of the Dask scheduler per task, as its documentation says
 
 # Measured: seconds on two cores
-LOCATE = 0.02  # per example, to find its answer
-ENCODE = 0.011  # per example, to make the model's input
-DIGEST = 1e-9  # per byte of the checkpoint, to read and digest it
-LOAD = 2e-9  # per byte of the checkpoint, to load the model and compare it
-MEMORY = 3.4  # times a part, to write it
-WRITE = 20e-9  # per coefficient sum: digest, compress, put on disk
-FOLD = 20e-9  # per coefficient sum of retain data: read, check, add
-SCAN = 250e-9  # per coefficient sum of forget data: read, check, logarithm, write three arrays
+LOCATE = 0.017  # per example, to find its answer
+ENCODE = 0.0093  # per example, to make the model's input
+DIGEST = 0.4e-9  # per byte of the checkpoint, to read and digest it
+LOAD = 0.5e-9  # per byte of the checkpoint, to load the model and compare it
+MEMORY = 4.3  # times a part, to write it
+WRITE = 15e-9  # per coefficient sum: digest, compress, put on disk
+FOLD = 13e-9  # per coefficient sum of retain data: read, check, add
+SCAN = 290e-9  # per coefficient sum of forget data: read, check, logarithm, write three arrays
 
 # Given by the format and by libraries
 PAGE = 1000  # objects per request of a listing
@@ -175,7 +175,8 @@ def cost(job: Job) -> Cost:
         objects=objects,
         lists=LISTINGS[0] + LISTINGS[1] * pages,
         puts=puts,
-        gets=parts * (1 + moments + 1),  # is there a seal? and the metadata that it takes up
+        # is there a seal, before and after the passes? and the metadata that it takes up
+        gets=parts * (2 + moments + 1),
         reduce_lists=pages,
         reduce_gets=parts * (SEAL_GETS + 2 * ARRAY_GETS),
         record_bytes=record_bytes,
@@ -289,9 +290,9 @@ def filled(text: str) -> str:
     """The document with the tables between its markers made anew."""
     for name in SHEETS:
         before, begin, after = text.partition(f"<!-- {name} -->\n")
-        _, end, rest = after.partition("\n<!-- end -->")
+        _, end, rest = after.partition("<!-- end -->")
         assert end, f"{DOC.name} has no place for the table {name}"
-        text = before + begin + markdown(name) + end + rest
+        text = before + begin + markdown(name) + "\n" + end + rest
     return text
 
 

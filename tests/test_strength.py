@@ -22,7 +22,7 @@ from hypothesis.extra.numpy import arrays
 from kvwstream.accessor import LayerRange, gates
 from kvwstream.errors import DamageError, OptionError
 from kvwstream.plan import STATISTIC_FIELDS, Site
-from kvwstream.stores import statistics
+from kvwstream.stores import statistics, statistics_writer
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.stores.statistics_writer import StatisticsWriter, coordinates
@@ -203,7 +203,7 @@ def rewritten(stored: Statistics, place: Path, **changes: np.ndarray) -> Statist
     writer = StatisticsWriter(Location(str(place)), stored.sites, stored.num_forget_records)
     for name, values in {n: stored.read(n) for n in stored.attributes["sha256"]}.items():
         writer.put(name, changes.get(name, values))
-    keep = ("model", "sources")
+    keep = ("model", "progressive", "sources")
     writer.finish({name: stored.attributes[name] for name in keep})
     return Statistics.open(Location(str(place)))
 
@@ -236,7 +236,8 @@ def test_rows_beyond_the_records_are_found(artefacts, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(statistics, "CHUNK_BYTES", 1 << 17)
+    for module in (statistics, statistics_writer):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 17)
     records, width = 300, 4096
     sites = [Site("0", "0.weight", 1, 0, -1, width, 0)]
     writer = StatisticsWriter(Location(str(tmp_path / "s.zarr")), sites, records)
@@ -252,7 +253,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
     rows.close()
     writer.put("exponent", total)
     model = dict.fromkeys(STATISTIC_FIELDS, "")
-    writer.finish({"model": model, "sources": []})
+    writer.finish({"model": model, "progressive": None, "sources": []})
     stored = Statistics.open(Location(str(tmp_path / "s.zarr")))
     tracemalloc.start()
     found = Strength(0.1, LayerRange(0, 0), 2.0, 0.5).exponent(stored)

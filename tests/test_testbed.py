@@ -13,6 +13,7 @@ from benchmarks.testbed import demo as vision_demo
 from benchmarks.testbed.data import write_all
 from benchmarks.testbed.model import build
 from benchmarks.testbed.persons import FORGET, PERSONS, forget_persons
+from kvwstream.images import StoredImage
 from kvwstream.models import load_model
 from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.evaluate import judge
@@ -82,8 +83,8 @@ def test_the_readers_take_its_data(data, path, options, count):
         assert len(examples) == count
     for example in examples[:3]:
         for source in example.images:
-            assert isinstance(source, bytes)
-            assert Image.open(io.BytesIO(source)).size == (64, 64)
+            assert isinstance(source, StoredImage)
+            assert Image.open(io.BytesIO(source.read_bytes())).size == (64, 64)
 
 
 def test_folds_part_the_persons(data):

@@ -91,7 +91,7 @@ class Statistics:
                 f"{location.url}: statistics of format version {attributes.get('format_version')}; "
                 f"this kvwstream reads version {FORMAT_VERSION}"
             )
-        wrong = [name for name, sound in SOUND.items() if not sound(attributes.get(name))]
+        wrong = [n for n, sound in SOUND.items() if n not in attributes or not sound(attributes[n])]
         if wrong:
             raise DamageError(f"{location.url}: attributes missing or damaged: {', '.join(wrong)}")
         plans = (source["plan"] for source in attributes["sources"])
