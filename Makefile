@@ -31,6 +31,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)  ## ratios measured in one run
 	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.scale --measure
 
 clean:
 	rm -rf .venv demo-output demo-vision-output demo-vision-output-inputs

@@ -33,9 +33,9 @@ def check_compatible(stores: Sequence[CollectStore]) -> None:
             )
         if not len(store.records):
             raise DataError(f"{store.location.url}: every example is withdrawn, nothing is left")
-        shared = []
+        shared, removed = [], set(store.revision.removed)
         for position, digest in enumerate(store.examples.digests):
-            if position in store.revision.removed:
+            if position in removed:
                 continue
             name = store.examples.ids[position]
             owner = owners.setdefault(digest, (store, name))
