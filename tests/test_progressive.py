@@ -55,6 +55,7 @@ from tests.conftest import (
     write_rows,
 )
 from tests.families import build_family
+from tests.test_families import OfflineProcessors
 
 GAMMA, LAYERS = 0.3, "0:1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,14 +63,6 @@ ARITHMETICS = ("exact", "in-place")
 FORGET = [(thing, "pink") for thing in THINGS if thing != "sea"]
 FORGET += [(thing, "white") for thing in ("sky", "sun", "ash")]
 LATER = [(thing, "gold") for thing in THINGS[:3]]
-
-
-class OfflineProcessors:
-    """`AutoProcessor` where torchvision is missing: the same processors, for images only."""
-
-    @staticmethod
-    def from_pretrained(folder: Path, **_: Any) -> Any:
-        return families.load_processor(folder)
 
 
 class Case:
