@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -221,11 +221,7 @@ class CollectPlan:
     def differences(self, other: CollectPlan, fields: Iterable[str] | None = None) -> list[str]:
         """One line per field in which `other` differs: `field: X there, Y here`."""
         there, here = self._named(), other._named()
-        return [
-            f"{name}: {_show(there[name])} there, {_show(here[name])} here"
-            for name in fields or there
-            if name in here and there[name] != here[name]
-        ]
+        return differences(there, here, [name for name in fields or there if name in here])
 
     def _named(self) -> dict[str, Any]:
         """Every field; those of `progressive`, if there is one, one by one."""
@@ -270,6 +266,17 @@ def order_by_seed(digests: Iterable[str], seed: int) -> list[int]:
     """
     keys = [hashlib.sha256(f"{seed}:{digest}".encode()).digest() for digest in digests]
     return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], names: Iterable[str]
+) -> list[str]:
+    """One line per name whose value is another: `name: X there, Y here`."""
+    return [
+        f"{name}: {_show(there.get(name))} there, {_show(here.get(name))} here"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]
 
 
 def _show(value: Any) -> str:

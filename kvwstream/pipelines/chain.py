@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kvwstream.coefficients import Float64
 from kvwstream.errors import DamageError, PlanMismatchError
 from kvwstream.pipelines.retained import Retained
-from kvwstream.plan import Progressive
+from kvwstream.plan import Progressive, differences
 from kvwstream.stores.arrays import ArrayDigest, digest_array
 from kvwstream.stores.collected import CollectStore
 
@@ -74,11 +74,7 @@ class Chain:
 def check_alike(url: str, before: Progressive, planned: Progressive) -> None:
     """`PlanMismatchError` unless two requests are weakened in the same way."""
     names = ("gamma", "layers", "arithmetic", "retain")
-    wrong = [
-        f"{name}: {getattr(before, name)} there, {getattr(planned, name)} here"
-        for name in names
-        if getattr(before, name) != getattr(planned, name)
-    ]
+    wrong = differences(vars(before), vars(planned), names)
     if wrong:
         raise PlanMismatchError(f"{url}: weakens otherwise:\n  " + "\n  ".join(wrong))
 

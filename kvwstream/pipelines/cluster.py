@@ -97,7 +97,6 @@ class _Run:
         self.dead: set[str] = set()
         self.dismissed: set[str] = set()
         self.looked = -math.inf
-        self.sealed = 0
 
     def results(self) -> Generator[Receipt | Failure]:
         try:
@@ -153,7 +152,6 @@ class _Run:
             told = _reason(future)
             result = Failure(number, FailureKind.storage, told, told)
         if isinstance(result, Receipt):
-            self.sealed += 1
             return result
         if result.kind == FailureKind.opening:
             self._dismiss(result)

@@ -10,6 +10,7 @@ from kvwstream.errors import DamageError, OptionError, PlanMismatchError
 from kvwstream.manifest import check_seal
 from kvwstream.pipelines.audit_manifest import read_manifest
 from kvwstream.pipelines.recipe import Recipe
+from kvwstream.plan import differences
 from kvwstream.weakening import TensorDigests
 
 MOVING = ("until", "num_forget_records")
@@ -39,11 +40,7 @@ def read_earlier(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "base": recipe.stored.model_digest,
     }
     found = {**manifest, **{name: manifest[name]["digest"] for name in ("statistics", "base")}}
-    wrong = [
-        f"{name}: {found[name]} there, {value} here"
-        for name, value in facts.items()
-        if name not in MOVING and found[name] != value
-    ]
+    wrong = differences(found, facts, [name for name in facts if name not in MOVING])
     if wrong:
         raise PlanMismatchError(f"{folder}: was made otherwise:\n  " + "\n  ".join(wrong))
     done, wanted = manifest["num_forget_records"], facts["num_forget_records"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from kvwstream.models import (
     resolve_device,
     resolve_dtype,
 )
-from kvwstream.plan import TOKEN_RULES, CollectPlan, Progressive, Site, order_by_seed
+from kvwstream.plan import TOKEN_RULES, CollectPlan, Progressive, Site, differences, order_by_seed
 from kvwstream.sites import find_sites
 from kvwstream.stores.collected import CollectStore, read_plan
 from kvwstream.stores.location import Location
@@ -47,7 +47,7 @@ class Preparation:
     encoder: AnswerEncoder
     device: torch.device
 
-    @property
+    @cached_property
     def table(self) -> ExampleTable:
         """What the store will say of the examples."""
         return ExampleTable(
@@ -158,11 +158,7 @@ def reopen(
     `DataError` naming an example that is missing or changed.
     """
     found = _Model.look_at(model, cross_attention)
-    changed = [
-        f"{name}: {getattr(store.plan, name)[:12]}… there, {digest[:12]}… here"
-        for name, digest in found.digests.items()
-        if getattr(store.plan, name) != digest
-    ]
+    changed = differences(store.plan.to_dict(), found.digests, found.digests)
     if changed:
         raise PlanMismatchError(
             f"{found.folder}: is not the model of {store.location.url}:\n  " + "\n  ".join(changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class Retained:
         names = ("retain_mean", "retain_standard_error", "retain_token_count")
         return cls(widths, *map(stored.read, names))
 
-    @property
+    @cached_property
     def covered(self) -> npt.NDArray[np.bool_]:
         """(vector,) False where no retain token reached the site."""
         return per_vector(self.tokens > 0, self.widths)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvwstream.errors import DataError, OptionError, PlanMismatchError
-from kvwstream.plan import STATISTIC_FIELDS, CollectPlan
+from kvwstream.plan import STATISTIC_FIELDS, CollectPlan, differences
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.statistics import Statistics
 
@@ -51,12 +51,7 @@ def check_compatible(stores: Sequence[CollectStore]) -> None:
 
 def check_measured_alike(stored: Statistics, plan: CollectPlan) -> None:
     """`PlanMismatchError` unless C_r was measured as the stores of `plan` are."""
-    model, here = stored.attributes["model"], plan.to_dict()
-    wrong = [
-        f"{field}: {model[field]} there, {here[field]} here"
-        for field in COMMON_FIELDS
-        if model[field] != here[field]
-    ]
+    wrong = differences(stored.attributes["model"], plan.to_dict(), COMMON_FIELDS)
     if wrong:
         raise PlanMismatchError(
             f"{stored.location.url}: does not belong to this model or these options:\n  "

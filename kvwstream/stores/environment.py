@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvwstream.errors import DamageError, PlanMismatchError
-from kvwstream.plan import digest_of
+from kvwstream.plan import differences, digest_of
 from kvwstream.stores.arrays import group_document, read_attributes
 from kvwstream.stores.location import Location
 
@@ -26,15 +26,11 @@ def claim(store: Location, environment: Mapping[str, str], *, allow_mixed: bool 
         place.sync()
         return
     first = read_environment(store)
-    differences = [
-        f"{name}: {first.get(name)} there, {mine.get(name)} here"
-        for name in sorted(first.keys() | mine.keys())
-        if first.get(name) != mine.get(name)
-    ]
-    if differences and not allow_mixed:
+    unlike = differences(first, mine, sorted(first.keys() | mine.keys()))
+    if unlike and not allow_mixed:
         raise PlanMismatchError(
             f"{store.url}: its parts are made in another environment, the bits would differ; "
-            "collect there, in another store, or with --allow-mixed:\n  " + "\n  ".join(differences)
+            "collect there, in another store, or with --allow-mixed:\n  " + "\n  ".join(unlike)
         )
 
 
