@@ -116,7 +116,7 @@ def forwards(model: str, how: str) -> None:
     else:
         with inference(loaded.model):
             for record in range(prepared.plan.num_records):
-                loaded.model(**prepared.batch(record).inputs)
+                loaded.model(**prepared.record_batch(record).inputs)
     print(resident_peak())
 
 

@@ -28,6 +28,7 @@ from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.examples import question_answer
 from kvwstream.models import load_model, model_skeleton
+from kvwstream.passes import in_order
 from kvwstream.pipelines.derive import fold_retain
 from kvwstream.pipelines.reduce import open_stores, reduce
 from kvwstream.pipelines.worker import check_weights
@@ -304,11 +305,13 @@ def make_store(folder: Path, model: Model, records: int, first: int = 0) -> list
         for number, place in enumerate(places)
     ]
     names = [f"{first + number:064x}" for number in range(records)]
-    table = ExampleTable(names, names, np.full(records, TOKENS), np.full(records, 20))
+    lengths = (np.full(records, number) for number in (TOKENS, TOKENS - 20, 20))
+    table = ExampleTable(names, names, *lengths, *in_order(records, 1).columns)
     plan = CollectPlan(
-        *("0" * 64,) * 3, sites_digest(sites), table.digest,
+        *("0" * 64,) * 3, sites_digest(sites), table.digest, table.arrangement,
         records, model.sites, model.vectors, seed=0, batch_size=1, part_size=64, tokens="answer",
         moments=("abs",), dtype="bfloat16", attention="sdpa", threads=1,
+        pass_tokens=2048, sharing=True,
     )  # fmt: skip
     store = CollectStore.create(Location(str(folder)), plan, sites, table)
     rng, spent = np.random.default_rng(0), []

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from kvwstream.batches import Batch, batch_behind, whole_batch
 from kvwstream.errors import DataError, first_line
 from kvwstream.examples import Example
-from kvwstream.images import load_image
+from kvwstream.passes import IMAGE, Reading
+from kvwstream.pixels import Pictures, RememberedPixels
 
 
 class Span(NamedTuple):
@@ -39,28 +40,6 @@ class Span(NamedTuple):
             "all": self.total - 1,
         }
         return counts[rule]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One record as model input."""
-
-    inputs: dict[str, Tensor]
-    """What the model's forward takes, right-padded to (example, token)."""
-    rows: Tensor
-    """(row,) indices of the positions that count, in the flattened (example * token) axis."""
-    counts: list[int]
-    """Number of those positions per example, in order."""
-
-    @property
-    def num_positions(self) -> int:
-        """Number of positions that the model runs, padding included."""
-        return self.inputs["input_ids"].numel()
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Batch(inputs, self.rows.to(device, non_blocking=True), self.counts)
 
 
 class Rendered(NamedTuple):
@@ -99,6 +78,9 @@ class AnswerEncoder:
         self.takes_suffix = self.multimodal and not self.template
         """A processor without a chat template takes the answer apart, as PaliGemma's does: only
         then its attention, which is bidirectional within the prompt, is causal in the answer."""
+        if hasattr(processor, "image_processor"):
+            processor.image_processor = RememberedPixels(processor.image_processor)
+        self._pictures = Pictures()
         self.rows_interact = bool(getattr(text, "cross_attention_layers", None))
         """Whether a row's numbers depend on how many images its neighbours in a batch have."""
 
@@ -126,7 +108,11 @@ class AnswerEncoder:
         return Rendered(images + question, example.answer.strip())
 
     def locate(self, example: Example) -> Span:
-        """Where the answer lies. Raises `DataError` naming the example.
+        """Where the answer lies; raises as `read` does."""
+        return self.read(example)[0]
+
+    def read(self, example: Example) -> tuple[Span, list[int]]:
+        """Where the answer lies, and the tokens. Raises `DataError` naming the example.
 
         Checked: the prompt's tokens are a prefix, something follows, it decodes to the answer, it
         holds no padding, image or other special token, nothing is beyond the model's maximum
@@ -159,7 +145,21 @@ class AnswerEncoder:
                 f"{self.max_length}: the answer would be cut off; shorten or remove the example"
             )
         image = sum(token in self.image_ids for token in prompt[1:])
-        return Span(len(prompt), len(total), image)
+        return Span(len(prompt), len(total), image), total
+
+    def reading(self, example: Example, span: Span, ids: Sequence[int], rule: str) -> Reading:
+        """What decides which examples can share a prefix; `span` and `ids` are from `read`."""
+        tokens = np.array(ids[:-1], np.uint32)
+        images = "".join(example.image_digests)
+        is_image = [token in self.image_ids for token in ids[:-1]]
+        places = np.flatnonzero(is_image) if images else np.empty(0, np.int64)
+        first, bare = self.positions(ids, span, rule)[0], 0
+        if len(places):
+            bare = int(places[-1]) + 1
+            tokens[places] = IMAGE
+        elif images:  # where they enter cannot be told
+            first = 0
+        return Reading(tokens, first, bare, images)
 
     def positions(self, ids: Sequence[int], span: Span, rule: str) -> list[int]:
         """Positions t that count, by what token t + 1 is.
@@ -177,23 +177,30 @@ class AnswerEncoder:
         """Tokens of prompt plus answer."""
         return self._ids(self.render(example), self._images(example))
 
-    def batch(self, examples: Sequence[Example], spans: Sequence[Span], rule: str) -> Batch:
-        """Examples as one right-padded batch; `spans` are theirs, from `locate`."""
+    def batch(
+        self, examples: Sequence[Example], spans: Sequence[Span], rule: str, prefix: int = 0
+    ) -> Batch:
+        """Examples as one right-padded batch; `spans` are theirs, from `locate`.
+
+        The first `prefix` tokens are common to all, and so are the images if there are any.
+        """
         rendered = [self.render(example) for example in examples]
         images = [self._images(example) for example in examples]
-        prompts, answers = ([r[part] for r in rendered] for part in (0, 1))
-        inputs = self._process(prompts, answers, images)
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        expected = [span.total + self.takes_suffix for span in spans]
-        assert lengths == expected, "spans of other examples"
-        width = inputs["input_ids"].shape[1]
-        rows: list[int] = []
-        counts = []
-        for number, (ids, span) in enumerate(zip(inputs["input_ids"].tolist(), spans, strict=True)):
-            positions = self.positions(ids, span, rule)
-            rows += [number * width + position for position in positions]
-            counts.append(len(positions))
-        return Batch(inputs, torch.tensor(rows), counts)
+        if prefix:
+            ids = [self._ids(*pair) for pair in zip(rendered, images, strict=True)]
+            lengths = [len(line) for line in ids]
+            first = self._process([rendered[0].prompt], [rendered[0].answer], images[:1])
+        else:
+            prompts, answers = ([r[part] for r in rendered] for part in (0, 1))
+            inputs = self._process(prompts, answers, images)
+            ids = inputs["input_ids"].tolist()
+            lengths = [n - self.takes_suffix for n in inputs["attention_mask"].sum(dim=1).tolist()]
+        assert lengths == [span.total for span in spans], "spans of other examples"
+        positions = [self.positions(*pair, rule) for pair in zip(ids, spans, strict=True)]
+        if prefix:
+            assert all(line[:prefix] == ids[0][:prefix] for line in ids), "another prefix"
+            return batch_behind(first, prefix, ids, positions)
+        return whole_batch(inputs, positions, max(lengths) - 1)
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Prompts as one left-padded batch, for generation."""
@@ -244,7 +251,7 @@ class AnswerEncoder:
     def _images(self, example: Example) -> list[Any]:
         if example.images and not self.multimodal:
             raise DataError(f"{example.id}: has an image, but the model takes text only")
-        return [load_image(source, example.id) for source in example.images]
+        return self._pictures.of(example)
 
     def _ids(self, rendered: Rendered, images: list[Any]) -> list[int]:
         inputs = self._process([rendered.prompt], [rendered.answer], [images])

@@ -50,8 +50,8 @@ class CoefficientSums:
         tokens, tokens_square = np.zeros((2, sites), np.int64)
         return cls(widths, total, square, cross, tokens, tokens_square)
 
-    def add(self, sums: Float32, counts: Int64) -> None:
-        """Take in one record: `sums` (vector,) float32, `counts` (site,) int64."""
+    def add(self, sums: Float32 | Float64, counts: Int64) -> None:
+        """Take in one record: `sums` (vector,), `counts` (site,) int64."""
         row = sums.astype(np.float64)
         self.total += row
         self.cross += row * per_vector(counts, self.widths)

@@ -1,24 +1,33 @@
-"""One forward pass that keeps nothing but the coefficient sums of a record (Eq. 2 and 3).
+"""One forward pass that keeps nothing but the coefficient sums of its records (Eq. 2 and 3).
 
 A coefficient is the input of a value projection, so a pre-hook on each site sees all of them. The
-pass ends at the last site: its projection, the final norm and the logits are never computed.
+pass ends at the last site: its projection, the final norm and the logits are never computed, and
+only the positions that count go through the last MLP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+from transformers import PreTrainedModel
 
-from kvwstream.answers import Batch
-from kvwstream.coefficients import Float32, Int64
+from kvwstream.batches import Batch, Prefix
+from kvwstream.coefficients import Float32
 from kvwstream.errors import ModelError, NumericalError
 from kvwstream.plan import Site
+from kvwstream.prefix_cache import PrefixCache, check_whole, positions_behind
+from kvwstream.sites import inward_projections
+
+Change = Callable[[int, Tensor], Tensor | None]
+"""Site number and coefficients -> what takes their place once they are measured, if anything."""
 
 MOMENT_OF: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
@@ -56,55 +65,111 @@ def site_inputs(
             handle.remove()
 
 
+@contextmanager
+def _inward_inputs(
+    model: nn.Module, site: Site, on_input: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Let `on_input` change the hidden states that the MLP of `site` reads."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        return (on_input(inputs[0]), *inputs[1:])
+
+    handles = []
+    try:
+        for module in inward_projections(model, site):
+            handles.append(module.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) -> PrefixCache:
+    """Keys and values of a prefix in every layer up to the last site's MLP, where the pass ends.
+
+    Raises `ModelError` if a layer did not keep them.
+    """
+
+    def stop(hidden: Tensor) -> Tensor:
+        raise _EverySiteSeenError
+
+    cache = PrefixCache()
+    with _inward_inputs(model, sites[-1], stop), suppress(_EverySiteSeenError):
+        model(**prefix.inputs, past_key_values=cache, use_cache=True)
+    check_whole(cache, sites[-1].layer + 1)
+    return cache
+
+
 def record_sums(
-    model: nn.Module,
+    model: PreTrainedModel,
     sites: Sequence[Site],
     batch: Batch,
     moments: Sequence[str],
+    segments: Sequence[int] | None = None,
     *,
-    by_example: bool = False,
-    change: Callable[[int, Tensor], Tensor | None] | None = None,
+    cache: PrefixCache | None = None,
+    change: Change | None = None,
 ) -> Tensor:
     """Sums of coefficients over the positions that count, float32 on the model's device.
 
-    Shape (moment, segment, vector) with one segment for the record, or one per example with
-    `by_example`. `change` gives what takes the place of a site's coefficients once they
-    are measured (None: they stay).
+    Shape (moment, segment, vector). `segments` are the lengths of runs of positions, a run for each
+    record (default: all positions are one record's; `batch.counts` for sums by example). `cache` is
+    `run_prefix` of the batch's prefix, if it has one; this pass leaves it as it is.
 
     Rows are selected first, then cast to float32, then summed. Raises `ModelError`
     if a site does not fire exactly once or does not see every position of the batch.
     """
-    segments = batch.counts if by_example else [sum(batch.counts)]
-    width = sum(site.width for site in sites)
+    segments = [sum(batch.counts)] if segments is None else segments
+    rows, last = batch.rows, len(sites) - 1
     sums = torch.empty(
-        (len(moments), len(segments), width), dtype=torch.float32, device=batch.rows.device
+        (len(moments), len(segments), sum(site.width for site in sites)),
+        dtype=torch.float32,
+        device=rows.device,
     )
+    line = torch.arange(len(rows), device=rows.device)
+    starts = torch.tensor([0, *accumulate(segments)][:-1]).to(rows.device, non_blocking=True)
     fired: set[int] = set()
 
     def take(number: int, coefficients: Tensor) -> Tensor | None:
         site = sites[number]
-        flat = coefficients.reshape(-1, coefficients.shape[-1])
         if number in fired:
             raise ModelError(f"{site.path}: ran twice in one forward pass, expected once")
-        if flat.shape != (batch.num_positions, site.width):
-            raise ModelError(
-                f"{site.path}: saw {tuple(flat.shape)} (positions, channels), expected "
-                f"{(batch.num_positions, site.width)}; a kernel that skips or packs positions "
-                "cannot be measured"
-            )
         fired.add(number)
-        rows = flat.index_select(0, batch.rows.to(flat.device)).to(torch.float32)
+        flat = coefficients.reshape(-1, coefficients.shape[-1])
+        expected = (len(rows) if number == last else batch.num_positions, site.width)
+        if flat.shape != expected:
+            raise ModelError(
+                f"{site.path}: saw {tuple(flat.shape)} (positions, channels), expected {expected}; "
+                "a kernel that skips or packs positions cannot be measured"
+            )
+        if number != last:
+            flat = flat.index_select(0, rows.to(flat.device, non_blocking=True))
+        flat = flat.to(torch.float32)
+        where = [tensor.to(flat.device, non_blocking=True) for tensor in (line, starts)]
         for moment, name in enumerate(moments):
-            values = MOMENT_OF[name](rows)
-            for segment, run in enumerate(torch.split(values, segments)):
-                sums[moment, segment, site.vectors] = run.sum(dim=0)
+            # One kernel sums all runs, each from its first row on.
+            bags = embedding_bag(where[0], MOMENT_OF[name](flat), where[1], mode="sum")
+            sums[moment, :, site.vectors] = bags
         if len(fired) == len(sites):
             raise _EverySiteSeenError
         return change(number, coefficients) if change else None
 
-    with site_inputs(model, sites, take):
+    def select(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if len(flat) != batch.num_positions:
+            return hidden  # `take` says what is wrong
+        chosen = flat.index_select(0, rows.to(flat.device, non_blocking=True))
+        return chosen if hidden.ndim == 2 else chosen[None]
+
+    inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
+    if batch.prefix:
+        assert cache is not None, "a batch behind a prefix needs its keys and values"
+        inputs |= {"past_key_values": cache, "use_cache": True}
+        positions = positions_behind(model, cache, *batch.inputs["input_ids"].shape)
+        inputs |= {} if positions is None else {"position_ids": positions}
+    with site_inputs(model, sites, take), _inward_inputs(model, sites[-1], select):
         try:
-            model(**batch.inputs, use_cache=False)
+            model(**inputs)
         except _EverySiteSeenError:
             return sums
     missed = [site.path for number, site in enumerate(sites) if number not in fired]
@@ -114,45 +179,34 @@ def record_sums(
     )
 
 
-def collect_record(
-    model: nn.Module,
-    sites: Sequence[Site],
-    batch: Batch,
-    moments: Sequence[str],
-    record: int,
-    examples: Sequence[str],
-    change: Callable[[int, Tensor], Tensor | None] | None = None,
-) -> tuple[Float32, Int64]:
-    """Sums (moment, vector) float32 and counts (site,) int64 of one record, on the host.
+class Fetched:
+    """Sums on their way to the host, while the device goes on with the next pass."""
 
-    `change` as in `record_sums`.
+    def __init__(self, sums: Tensor) -> None:
+        self._host = sums.to("cpu", non_blocking=sums.is_cuda)
+        self._copied: Any = cast(Any, torch.cuda).Event() if sums.is_cuda else None
+        if self._copied:
+            self._copied.record()
 
-    Raises `NumericalError` naming site, record and example where a coefficient is not finite.
-    """
-    sums = record_sums(model, sites, batch, moments, change=change)[:, 0].cpu().numpy()
-    if not np.isfinite(sums).all():
-        raise _not_finite(model, sites, batch, moments, record, examples, change)
-    return sums, np.full(len(sites), sum(batch.counts), np.int64)
+    def numpy(self) -> Float32:
+        """(moment, segment, vector), once they are there."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._host.numpy()
 
 
-def _not_finite(
-    model: nn.Module,
-    sites: Sequence[Site],
-    batch: Batch,
-    moments: Sequence[str],
-    record: int,
-    examples: Sequence[str],
-    change: Callable[[int, Tensor], Tensor | None] | None,
-) -> NumericalError:
-    """Find the first site and the example to blame, by a second pass with sums per example."""
-    sums = record_sums(model, sites, batch, moments, by_example=True, change=change).cpu().numpy()
+def first_culprit(sums: Float32, sites: Sequence[Site]) -> tuple[int, str] | None:
+    """Segment and path of the first sum (moment, segment, vector) that is not finite."""
     culprits = np.argwhere(~np.isfinite(sums).all(axis=0).T)
-    if len(culprits):
-        vector, example = culprits[0]
-        where, what = examples[example], next(s.path for s in sites if vector < s.vectors.stop)
-    else:  # every example's sum is finite, the record's overflows
-        where, what = ", ".join(examples), "some site (their sum overflows)"
+    if not len(culprits):
+        return None
+    vector, segment = map(int, culprits[0])
+    return segment, next(site.path for site in sites if vector < site.vectors.stop)
+
+
+def not_finite(record: int, examples: Sequence[str], what: str) -> NumericalError:
+    """The error that names record, examples and site."""
     return NumericalError(
-        f"record {record}, example {where!r}: a coefficient of {what} is not finite; "
-        "look at the example, or use a wider dtype (--dtype float32)"
+        f"record {record}, example {', '.join(map(repr, examples))}: a coefficient of {what} is "
+        "not finite; look at the example, or use a wider dtype (--dtype float32)"
     )

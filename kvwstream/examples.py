@@ -50,11 +50,15 @@ class Example:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content (text and image bytes), not of the id."""
-        images = [
+        return digest_of({"messages": list(self.messages), "images": self.image_digests})
+
+    @cached_property
+    def image_digests(self) -> list[str]:
+        """SHA-256 of the bytes of each image."""
+        return [
             hashlib.sha256(image if isinstance(image, bytes) else image.read_bytes()).hexdigest()
             for image in self.images
         ]
-        return digest_of({"messages": list(self.messages), "images": images})
 
 
 class BadRow(NamedTuple):

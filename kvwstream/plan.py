@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kvwstream.errors import DamageError, OptionError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MOMENTS = ("abs", "signed", "square")
 ARITHMETICS = ("exact", "in-place")
 TOKEN_RULES = ("answer", "question", "image", "all")
@@ -115,7 +116,7 @@ class CollectPlan:
     """What decides the numbers of a store (design: *plan*).
 
     Digests are SHA-256 in hex. `record` k holds the examples
-    `k * batch_size <= position < (k + 1) * batch_size` of the order that `seed` gives.
+    `k * batch_size <= position < (k + 1) * batch_size` in the order of the table of examples.
     """
 
     model_digest: str
@@ -123,6 +124,8 @@ class CollectPlan:
     processor_digest: str
     sites_digest: str
     data_digest: str
+    arrangement_digest: str
+    """Of clusters, passes and prefixes (`passes.Arrangement`); the order is in `data_digest`."""
     num_examples: int
     num_sites: int
     num_vectors: int
@@ -134,6 +137,12 @@ class CollectPlan:
     dtype: str
     attention: str
     threads: int
+    pass_tokens: int
+    """Positions in a forward pass at most, those of shared prefixes apart."""
+    sharing: bool
+    """Whether examples that begin alike run behind one prefix."""
+    until_stable: float | None = None
+    """How far A may still move where the collection ends early; None: it runs to its end."""
     schedule: str = "frozen"
     progressive: Progressive | None = None
     """With the schedule `progressive` only."""
@@ -147,6 +156,17 @@ class CollectPlan:
         for name in ("num_examples", "num_sites", "num_vectors", "batch_size", "part_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.pass_tokens < 1:
+            raise OptionError(f"pass_tokens must be at least 1, got {self.pass_tokens}")
+        if self.until_stable is not None and not 0 < self.until_stable < math.inf:
+            raise OptionError(
+                f"until-stable must be a positive number, got {self.until_stable}; 0.01 lets no "
+                "accessor move by more than 0.01"
+            )
+        if self.until_stable is not None and self.progressive:
+            raise OptionError(
+                "until-stable is for retain data: a progressive collection measures every record"
+            )
         if self.tokens not in TOKEN_RULES:
             raise OptionError(f"tokens must be one of {', '.join(TOKEN_RULES)}, got {self.tokens}")
         check_moments(self.moments)
@@ -177,6 +197,10 @@ class CollectPlan:
             raise IndexError(f"part {index} of {self.num_parts}")
         start = index * self.part_size
         return Part(index, start, min(start + self.part_size, self.num_records))
+
+    def epoch_of(self, record: int) -> int:
+        """Which pass over the examples a record belongs to."""
+        return record // self._records_per_epoch
 
     def examples_of(self, record: int) -> range:
         """Positions, in plan order, of the examples of a record."""

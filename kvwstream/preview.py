@@ -10,8 +10,9 @@ from rich.text import Text
 
 from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.models import model_skeleton
-from kvwstream.pipelines.prepare import Preparation
+from kvwstream.pipelines.preparation import Preparation
 from kvwstream.sites import find_sites
+from kvwstream.stores.tables import positions_run
 
 
 def describe_sites(folder: Path) -> list[str]:
@@ -46,9 +47,9 @@ def summary(prepared: Preparation) -> list[tuple[str, str]]:
         ("examples", f"{plan.num_examples:,}, in the order of seed {plan.seed}"),
         (
             "tokens",
-            f"{table.num_tokens.sum():,} to run, {table.num_positions.sum():,} measured "
-            f"({plan.tokens})",
+            f"{table.num_tokens.sum():,}, {table.num_positions.sum():,} measured ({plan.tokens})",
         ),
+        ("passes", _passes(prepared)),
         ("records", f"{plan.num_records:,}, {_count(plan.batch_size, 'example')} each"),
         ("parts", f"{plan.num_parts:,}, {_count(plan.part_size, 'record')} each at most"),
         ("disk", f"at most {_size(plan.num_records * row)} ({_size(row)} per record)"),
@@ -75,6 +76,21 @@ def print_examples(prepared: Preparation, count: int) -> None:
             markup=False,
         )
         console.print(text)
+
+
+def _passes(prepared: Preparation) -> str:
+    """How many positions run, and why no prefixes are shared where they are not."""
+    plan, table = prepared.plan, prepared.table
+    run = positions_run(table)
+    share = f"{run:,} positions ({run / table.num_tokens.sum():.2f} of the tokens)"
+    shared = int((table.prefix > 0).sum())
+    reason = prepared.why_not_shared or ("--no-sharing" if not plan.sharing else "")
+    if plan.progressive:
+        reason = "progressive"
+    sharing = (
+        f"no shared beginnings: {reason}" if reason else f"{shared:,} behind shared beginnings"
+    )
+    return f"{int(table.forward.max()) + 1:,} of {share}; {sharing}"
 
 
 def _count(number: int, what: str) -> str:

@@ -79,6 +79,22 @@ def _decoder_layers(model: PreTrainedModel, config: Any) -> tuple[str, nn.Module
     return lists[0]
 
 
+def inward_projections(model: nn.Module, site: Site) -> list[nn.Module]:
+    """The modules of the site's MLP that read the hidden state, in the order of the module tree."""
+    parent, _, own = site.path.rpartition(".")
+    value = model.get_submodule(site.path)
+    hidden = value.weight.shape[1 - site.axis]  # type: ignore[index]
+    found = []
+    for projection in _projections(model.get_submodule(parent)):
+        if (
+            projection.path.count(".") == 0
+            and projection.path != own
+            and projection.inputs == hidden
+        ):
+            found.append(model.get_submodule(f"{parent}.{projection.path}"))
+    return found
+
+
 def _projections(layer: nn.Module) -> Iterator[Projection]:
     for name, module in layer.named_modules():
         if isinstance(module, nn.Linear):

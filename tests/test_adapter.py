@@ -60,7 +60,7 @@ class Case:
             }
         for name, plan in prepared.items():
             collect(plan, str(folder / f"{name}.zarr"))
-        self.batch = prepared["forget"].batch(0)
+        self.batch = prepared["forget"].record_batch(0)
         retain, forget = (str(folder / f"{name}.zarr") for name in ("retain", "forget"))
         self.stored = reduce([retain], str(folder / "s.zarr"), [forget])
         self.checkpoint, self.adapter = folder / "checkpoint", folder / "adapter"

@@ -17,7 +17,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"plan", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
     | {"rounding", "reproducible", "smollm2"},
-    {"sites", "answers", "accessor", "coefficients", "strength"},
+    {"sites", "answers", "accessor", "coefficients", "strength", "passes", "batches", "pixels"}
+    | {"prefix_cache"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
     | {"manifest", "gates_file", "adapter"},
     {"pipelines"},

@@ -92,7 +92,7 @@ def test_every_site_fires_once_and_its_sums_are_those_of_its_input(case: Case):
     prepared = case.prepare(case.retain, moments=("abs", "signed", "square"))
     loaded = load_model(case.model)
     for record in range(prepared.plan.num_records):
-        batch = prepared.batch(record)
+        batch = prepared.record_batch(record)
         seen: list[torch.Tensor] = []
 
         def keep(number: int, inputs: torch.Tensor, seen: list[torch.Tensor] = seen) -> None:
@@ -172,7 +172,7 @@ def test_the_checkpoint_that_transformers_loads_is_base_times_gate(weakened):
 def test_gates_on_coefficients_equal_the_scaled_weights(weakened):
     case, stored, layers, out = weakened
     base, made = load_model(case.model, "float32"), load_model(out, "float32")
-    batch = case.prepare(case.forget).batch(0)
+    batch = case.prepare(case.forget).record_batch(0)
     values = vector_gates(stored.sites, stored.exponent(), 0.5, layers)
     with inference(base.model), inference(made.model):
         plain = base.model(**batch.inputs).logits

@@ -22,6 +22,7 @@ PLAN = CollectPlan(
     processor_digest="c" * 64,
     sites_digest="d" * 64,
     data_digest="e" * 64,
+    arrangement_digest="f" * 64,
     num_examples=10,
     num_sites=2,
     num_vectors=96,
@@ -33,6 +34,8 @@ PLAN = CollectPlan(
     dtype="float32",
     attention="sdpa",
     threads=1,
+    pass_tokens=2048,
+    sharing=True,
 )
 
 
@@ -54,7 +57,7 @@ PROGRESSIVE = dataclasses.replace(
 
 @pytest.mark.parametrize("field", FROZEN_FIELDS)
 def test_every_field_is_in_the_digest_and_in_the_differences(field):
-    changes = {"moments": ("abs",), "tokens": "all"}
+    changes = {"moments": ("abs",), "tokens": "all", "sharing": False, "until_stable": 0.5}
     value = getattr(PLAN, field)
     changed = changes.get(field, value + 1 if isinstance(value, int) else "other")
     other = dataclasses.replace(PLAN, **{field: changed})

@@ -14,6 +14,7 @@ import pytest
 import zarr
 from zarr.errors import ZarrUserWarning
 
+from kvwstream.passes import in_order
 from kvwstream.plan import CollectPlan, Site, canonical_json, order_by_seed
 from kvwstream.stores.arrays import ArrayDigest, digest_array
 from kvwstream.stores.collected import CollectStore, PartData
@@ -21,13 +22,18 @@ from kvwstream.stores.location import Location
 from kvwstream.stores.tables import ExampleTable, sites_digest
 from tests.conftest import tree_bytes
 
-GOLDEN = Path(__file__).parent / "golden" / "store-v2.json"
+GOLDEN = Path(__file__).parent / "golden" / "store-v3.json"
 SITES = [
     Site("model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj.weight", 1, 0, -1, 3, 0),
     Site("model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj.weight", 1, 1, -1, 2, 3),
 ]
 EXAMPLES = ExampleTable(
-    ["a", "ü", "c"], ["1" * 64, "2" * 64, "3" * 64], np.array([5, 6, 7]), np.array([1, 2, 3])
+    ["a", "ü", "c"],
+    ["1" * 64, "2" * 64, "3" * 64],
+    np.array([5, 6, 7]),
+    np.array([4, 4, 4]),
+    np.array([1, 2, 3]),
+    *in_order(3, 1).columns,
 )
 PLAN = CollectPlan(
     model_digest="a" * 64,
@@ -35,6 +41,7 @@ PLAN = CollectPlan(
     processor_digest="c" * 64,
     sites_digest=sites_digest(SITES),
     data_digest=EXAMPLES.digest,
+    arrangement_digest=EXAMPLES.arrangement,
     num_examples=3,
     num_sites=2,
     num_vectors=5,
@@ -46,6 +53,8 @@ PLAN = CollectPlan(
     dtype="float32",
     attention="sdpa",
     threads=1,
+    pass_tokens=2048,
+    sharing=True,
 )
 
 
@@ -73,7 +82,7 @@ def names_of(folder: Path) -> dict[str, object]:
     }
 
 
-def test_names_and_digests_are_those_of_format_version_2(tmp_path):
+def test_names_and_digests_are_those_of_format_version_3(tmp_path):
     write(tmp_path / "s.zarr")
     assert names_of(tmp_path / "s.zarr") == json.loads(GOLDEN.read_text())
 

@@ -37,6 +37,18 @@ def collect(
     store: Store,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per record.")] = 1,
     part_size: Annotated[int, typer.Option(min=1, help="Records per part.")] = 64,
+    pass_tokens: Annotated[
+        int, typer.Option(min=1, help="Positions in a forward pass at most.")
+    ] = 2048,
+    sharing: Annotated[
+        bool, typer.Option("--sharing/--no-sharing", help="Run common beginnings once.")
+    ] = True,
+    until_stable: Annotated[
+        float | None,
+        typer.Option(
+            metavar="EPS", help="Retain data: end when no accessor moves by more than EPS."
+        ),
+    ] = None,
     tokens: Annotated[Tokens, typer.Option(help="Positions that count.")] = Tokens.answer,
     moments: Annotated[str, typer.Option(help="Of abs,signed,square.")] = "abs",
     dtype: Dtype = "auto",
@@ -93,6 +105,7 @@ def collect(
     from kvwstream.pipelines.cluster import Cluster
     from kvwstream.pipelines.prepare import default_threads, prepare
     from kvwstream.pipelines.progressive import Beginning
+    from kvwstream.pipelines.stability import check_until_stable
     from kvwstream.pipelines.worker import Job
     from kvwstream.plan import canonical_moments
     from kvwstream.preview import print_examples, summary
@@ -119,6 +132,9 @@ def collect(
         on_bad_row=bad.append if skip_bad_rows else None,
         batch_size=batch_size,
         part_size=part_size,
+        pass_tokens=pass_tokens,
+        sharing=sharing,
+        until_stable=until_stable,
         tokens=tokens.value,
         moments=canonical_moments(moments.split(",")),
         dtype=dtype,
@@ -133,6 +149,7 @@ def collect(
     for row in bad:
         progress.tell(f"left out: {row.place}: {row.reason}", **row._asdict())
     pipeline.check_beginning(prepared, beginning, one_by_one=cluster is None and not parts)
+    check_until_stable(prepared.plan, whole=not parts)
     if dry_run:
         show_table(summary(prepared))
         print_examples(prepared, 3)
@@ -151,10 +168,9 @@ def collect(
         allow_mixed=allow_mixed,
         progress=progress,
     )
-    positions = int(written.examples.num_positions.sum()) * epochs
-    sealed, num_parts = len(written.sealed()), written.plan.num_parts
+    sealed, num_parts = len(written.sealed()), written.num_parts
     typer.echo(
-        f"{store}: {written.plan.num_records} records, {positions} positions measured, "
+        f"{store}: {written.num_records} records, {written.num_positions} positions measured, "
         f"every part sealed ({num_parts})"
         if sealed == num_parts
         else f"{store}: {sealed} of {num_parts} parts sealed, those of share {parts} among them"

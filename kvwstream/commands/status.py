@@ -34,7 +34,7 @@ def status(
         console.print(_shown(store, seen))
         return
     with Live(_shown(store, seen), console=console, auto_refresh=False) as live:
-        while len(seen.sealed) < seen.plan.num_parts:
+        while len(seen.sealed) < seen.num_parts:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             seen = look(store)
             live.update(_shown(store, seen), refresh=True)
@@ -48,9 +48,10 @@ def _shown(store: str, seen: Status) -> Group:
 
     left = seen.seconds_left
     lines = [
-        f"{store}: {len(seen.sealed):,} of {seen.plan.num_parts:,} parts sealed, "
+        f"{store}: {len(seen.sealed):,} of {seen.num_parts:,} parts sealed, "
         f"{len(seen.running):,} running, {seen.missing:,} missing",
-        f"{seen.sealed_records:,} of {seen.plan.num_records:,} records sealed"
+        f"{seen.sealed_records:,} of {seen.num_records:,} records sealed"
+        + (", which is where C_r was stable" if seen.ending else "")
         + (f", {seen.records_per_second:.1f} records/s" if seen.records_per_second else "")
         + (f", {duration(left)} left" if left else "")
         + ("" if left is not None else "; nobody is at work, run the same `kvwstream collect`"),

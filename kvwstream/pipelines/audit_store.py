@@ -17,9 +17,11 @@ from kvwstream.examples import BadRow
 from kvwstream.pipelines.audit_report import Audit
 from kvwstream.pipelines.derive import derive
 from kvwstream.pipelines.sources import check_compatible, describe
+from kvwstream.pipelines.stability import find_ending
 from kvwstream.plan import Site
 from kvwstream.stores.arrays import Array, ArrayDigest, check_group, digest_array, read_table
 from kvwstream.stores.collected import COUNT, CollectStore
+from kvwstream.stores.ending import FOLDER as ENDING
 from kvwstream.stores.environment import FOLDER as ENVIRONMENT
 from kvwstream.stores.environment import read_environment
 from kvwstream.stores.location import Location
@@ -42,7 +44,8 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
         tables[SKIPPED] = BadRow._fields
         result.attempt(partial(_check_skipped, location))
     sealed = store.sealed()
-    groups: dict[str, tuple[str, ...]] = {"": (), "parts": (), **tables}
+    ended = {ENDING: ()} if store.ending else {}
+    groups: dict[str, tuple[str, ...]] = {"": (), "parts": (), **tables, **ended}
     groups |= {ENVIRONMENT: ()} if sealed or f"{ENVIRONMENT}/zarr.json" in names else {}
     if any(name.startswith(f"{REVISIONS}/") for name in names):
         numbers = range(1, store.revision.number + 1)
@@ -60,21 +63,36 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
 
     if sealed:
         result.attempt(partial(_check_environment, store))
-    wanted = [index for index in sorted(sealed) if index < plan.num_parts]
+    wanted = [index for index in sorted(sealed) if index < store.num_parts]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = [problem for problem in pool.map(partial(_problem, store), wanted) if problem]
     result.findings += problems
-    if not problems and len(wanted) == plan.num_parts:
+    if not problems and len(wanted) == store.num_parts:
         result.verified.append(
-            f"{url}: {plan.num_parts} parts as sealed, {plan.num_records} records of "
-            f"{plan.num_examples} examples, {int(store.examples.num_positions.sum())} positions"
+            f"{url}: {store.num_parts} parts as sealed, {store.num_records} records, "
+            f"{store.num_positions} positions"
         )
+        if plan.until_stable is not None:
+            result.attempt(partial(_check_ending, store))
     if not problems:
         result.notes += _environments(store, wanted)
     if store.revision.removed:
         gone = ", ".join(store.examples.ids[position] for position in store.revision.removed)
         result.notes.append(f"{url}: revision {store.revision.number} leaves out {gone}")
     return [store]
+
+
+def _check_ending(store: CollectStore) -> str:
+    """Decide anew where C_r was stable."""
+    found, url = find_ending(store), store.location.url
+    if found != store.ending:
+        raise DamageError(
+            f"{url}/{ENDING}: says {store.ending and store.ending.to_dict()}, the parts say "
+            f"{found and found.to_dict()}"
+        )
+    if found is None:
+        return f"{url}: C_r was stable at no checkpoint before the last part"
+    return f"{url}: C_r was stable at {found.num_records} records, and at no checkpoint before"
 
 
 def _check_names(
@@ -198,7 +216,7 @@ def _expected_names(store: CollectStore, groups: Mapping[str, Sequence[str]]) ->
         for column in columns:
             yield f"{group}/{column}/zarr.json"
             yield f"{group}/{column}/c/0" + ("/0" if column == "digest" else "")
-    for part in store.plan.parts:
+    for part in store.parts:
         yield f"parts/{part.name}/zarr.json"
         for array in (*(f"{moment}_sum" for moment in store.plan.moments), COUNT):
             yield f"parts/{part.name}/{array}/zarr.json"

@@ -37,7 +37,7 @@ class Chain:
             if how:
                 shape = (number, store.plan.num_vectors)
                 self.after[number] = store, ArrayDigest("<f8", shape)
-                for part in store.plan.parts:
+                for part in store.parts:
                     self.starts[number + part.start] = store, part.number
             before = how or before
             number += len(store.records)

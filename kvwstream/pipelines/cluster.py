@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,23 +74,27 @@ class Cluster:
 
 
 def run_on_cluster(
-    cluster: Cluster, job: Job, parts: Iterable[Part], progress: Progress
+    cluster: Cluster, job: Job, waves: Iterable[Sequence[Part]], progress: Progress
 ) -> Generator[Receipt | Failure]:
     """Run parts; yields a receipt for each that is sealed and a failure for each given up.
+
+    A wave is asked for when all parts of the one before are through.
 
     Raises the error of the last worker that cannot even begin, and `StorageError` if the scheduler
     is gone.
     """
     with _client(cluster, job) as client:
-        yield from _Run(client, job, parts, progress).results()
+        run = _Run(client, job, progress)
+        for wave in waves:
+            yield from run.results(wave)
 
 
 class _Run:
     """The parts that wait and those that are on the cluster, a few per worker at a time."""
 
-    def __init__(self, client: Client, job: Job, parts: Iterable[Part], progress: Progress) -> None:
+    def __init__(self, client: Client, job: Job, progress: Progress) -> None:
         self.client, self.job, self.progress = client, job, progress
-        self.waiting = deque(part.number for part in parts)
+        self.waiting: deque[int] = deque()
         self.tries: Counter[int] = Counter()
         self.futures: dict[Future, int] = {}
         self.addresses: set[str] = set()
@@ -98,7 +102,8 @@ class _Run:
         self.dismissed: set[str] = set()
         self.looked = -math.inf
 
-    def results(self) -> Generator[Receipt | Failure]:
+    def results(self, parts: Iterable[Part]) -> Generator[Receipt | Failure]:
+        self.waiting.extend(part.number for part in parts)
         try:
             while self.waiting or self.futures:
                 self._look()

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import InterruptError, OptionError, PartsFailedError, Stop
 from kvwstream.examples import BadRow
 from kvwstream.models import load_model
 from kvwstream.pipelines.cluster import ATTEMPTS, Cluster, run_on_cluster
-from kvwstream.pipelines.prepare import Preparation
+from kvwstream.pipelines.preparation import Preparation
 from kvwstream.pipelines.progressive import SAFETENSORS, Beginning, run_progressive
 from kvwstream.pipelines.sources import check_measured_alike, check_unseen
-from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt, Worker
+from kvwstream.pipelines.stability import check_until_stable, waves
+from kvwstream.pipelines.worker import Failure, FailureKind, Job, Measured, Receipt, Worker
 from kvwstream.plan import Part
 from kvwstream.progress import Advance, Progress, Silent
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
 
 Outcomes = Generator[Receipt | Failure]
+Tried = TypeVar("Tried", bound=Measured | Receipt | Failure)
 GIVE_UP = 3
 """Parts that fail one after the other before the rest is not tried."""
 
@@ -75,23 +80,25 @@ def collect(
     progress = progress or Silent()
     plan = prepared.plan
     check_beginning(prepared, beginning, one_by_one=cluster is None and share == ALL)
+    check_until_stable(plan, whole=share == ALL)
     written = CollectStore.create(Location(store), plan, prepared.sites, prepared.table, skipped)
     missing = _missing(written, share, progress)
     if not missing:
         written.tidy()
         return written
+    todo = [missing] if plan.until_stable is None else waves(written, missing, progress)
     try:
         with progress.task("collect", sum(p.num_records for p in missing), "records") as advance:
             if cluster:
                 assert job, "a cluster needs a job"
-                outcomes = _counted(run_on_cluster(cluster, job, missing, progress), advance)
+                outcomes = _counted(run_on_cluster(cluster, job, todo, progress), advance)
             else:
                 loaded = load_model(prepared.folder, plan.dtype, str(prepared.device), device_map)
                 worker = Worker(prepared, written, loaded, allow_mixed=allow_mixed)
                 outcomes = (
                     run_progressive(worker, beginning, advance)
                     if beginning
-                    else _run_here(worker, missing, advance, progress)
+                    else _run_here(worker, todo, advance, progress)
                 )
             failures = _failures(outcomes, progress)
     except (KeyboardInterrupt, Stop):
@@ -105,6 +112,7 @@ def collect(
             f"{store}: {len(failures)} of {len(missing)} parts failed; when that is mended, run "
             "the same command again: " + ("\n  " if len(lines) > 1 else "").join(["", *lines])
         )
+    written = replace(written)  # and look whether it ended early
     written.tidy()
     return written
 
@@ -138,7 +146,7 @@ def check_beginning(
 def _missing(written: CollectStore, share: Share, progress: Progress) -> list[Part]:
     """The parts of the share that have no seal."""
     url, sealed = written.location.url, written.sealed()
-    wanted = [part for part in written.plan.parts if part in share]
+    wanted = [part for part in written.parts if part in share]
     missing = [part for part in wanted if part.number not in sealed]
     whose = "" if share == ALL else f" of share {share.number}/{share.count}"
     if not missing:
@@ -149,21 +157,40 @@ def _missing(written: CollectStore, share: Share, progress: Progress) -> list[Pa
 
 
 def _run_here(
-    worker: Worker, parts: Iterable[Part], advance: Advance, progress: Progress
+    worker: Worker, waves: Iterable[Sequence[Part]], advance: Advance, progress: Progress
 ) -> Outcomes:
-    """Parts one after the other in this process; a failure that may pass is tried again."""
+    """Parts one after the other in this process, sealed by a thread while the next is measured.
+
+    A failure that may pass is tried again. What comes of the parts comes in their order.
+    """
+    sealing: Future[Receipt | Failure] | None = None
     try:
-        for part in parts:
-            for attempt in range(1, ATTEMPTS + 1):
-                outcome = worker.attempt(part, advance)
-                if isinstance(outcome, Receipt) or outcome.kind == FailureKind.certain:
-                    break
-                progress.tell(
-                    f"part {part.number} failed, try {attempt} of {ATTEMPTS}: {outcome.reason}"
-                )
-            yield outcome
+        with ThreadPoolExecutor(1, "seal") as writer:
+            for wave in waves:
+                for part in wave:
+                    measured = _tried(partial(worker.try_measure, part, advance), progress)
+                    if sealing:
+                        yield sealing.result()
+                    sealing = None
+                    if isinstance(measured, Measured):
+                        seal = partial(_tried, partial(worker.try_seal, measured), progress)
+                        sealing = writer.submit(seal)
+                    else:
+                        yield measured
+                if sealing:
+                    yield sealing.result()
+                sealing = None
     finally:
         worker.notebook.close()
+
+
+def _tried(attempt: Callable[[], Tried], progress: Progress) -> Tried:
+    for number in range(1, ATTEMPTS + 1):
+        outcome = attempt()
+        if not isinstance(outcome, Failure) or outcome.kind == FailureKind.certain:
+            break
+        progress.tell(f"part {outcome.part} failed, try {number} of {ATTEMPTS}: {outcome.reason}")
+    return outcome
 
 
 def _counted(outcomes: Outcomes, advance: Advance) -> Outcomes:

@@ -1,35 +1,37 @@
-"""What collecting costs beside a plain forward pass over the same batches, measured in one run."""
+"""What collecting costs beside plain forward passes over the same records, measured in one run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
-from kvwstream.collector import collect_record
 from kvwstream.models import LoadedModel, inference
-from kvwstream.pipelines.prepare import Preparation
+from kvwstream.pipelines.measure import Measurer
+from kvwstream.pipelines.preparation import Preparation
+from kvwstream.plan import Part
 
 
-def cost_ratios(loaded: LoadedModel, prepared: Preparation, records: int) -> list[float]:
-    """Per record, seconds to collect it over seconds of `model(**batch)`.
+def cost_ratios(
+    loaded: LoadedModel, prepared: Preparation, part: Part, repetitions: int = 3
+) -> list[float]:
+    """Seconds to measure a part over seconds of `model(**batch)` for each record of it.
 
-    The two run in turn on the same batch, after a warm-up; batches are made beforehand.
+    The two run in turn, after a warm-up; to tokenise is part of both.
     """
-    plan, ratios = prepared.plan, []
-    with inference(loaded.model, plan.threads):
-        for record in range(min(records, plan.num_records)):
-            batch = prepared.batch(record).to(loaded.device)
-            runs: Sequence[Callable[[], object]] = (
-                lambda batch=batch: collect_record(  # type: ignore[misc]
-                    loaded.model, prepared.sites, batch, plan.moments, 0, [""]
-                ),
-                lambda batch=batch: loaded.model(**batch.inputs),  # type: ignore[misc]
-            )
-            collected, plain = (_seconds(run) for run in runs)
-            ratios.append(collected / plain)
-    return ratios[1:] or ratios  # the first one warms up
+    measurer = Measurer(loaded, prepared)
+
+    def plain() -> None:
+        for record in range(part.start, part.stop):
+            loaded.model(**prepared.record_batch(record).to(loaded.device).inputs)
+
+    ratios = []
+    with inference(loaded.model, prepared.plan.threads):
+        for _ in range(1 + repetitions):
+            collected = _seconds(lambda: measurer.part(part))
+            ratios.append(collected / _seconds(plain))
+    return ratios[1:]  # the first one warms up
 
 
 def _seconds(run: Callable[[], object]) -> float:

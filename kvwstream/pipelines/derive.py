@@ -225,7 +225,7 @@ def reduce_serial(
 
 
 def _leaves(stores: Sequence[CollectStore]) -> Iterator[Leaf]:
-    return ((store, index) for store in stores for index in range(store.plan.num_parts))
+    return ((store, index) for store in stores for index in range(store.num_parts))
 
 
 def _sum_part(leaf: Leaf) -> CoefficientSums:

@@ -20,6 +20,7 @@ from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.cost import cost_ratios
 from kvwstream.pipelines.evaluate import Evaluation, judge
+from kvwstream.pipelines.preparation import Preparation
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.progress import Progress
@@ -48,7 +49,7 @@ class Outcome:
     after: dict[str, Evaluation] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     relative_cost: float = 0.0
-    """Seconds to collect a record over seconds of a plain forward pass over it, median."""
+    """Seconds to measure retain records over seconds of plain forward passes, median."""
 
     @contextmanager
     def timed(self, verb: str) -> Iterator[None]:
@@ -69,12 +70,11 @@ def run_main_job(job: MainJob, out: Path, progress: Progress) -> Outcome:
     check_new(out)
     outcome = Outcome()
     stores = {kind: str(out / f"{kind}.zarr") for kind in ("retain", "forget")}
-    # A token mean does not care how records are cut, so the retain data go four at a time; a forget
-    # record is one weakening step, so it stays one example.
-    for kind, examples, batch in (("retain", job.retain, 4), ("forget", job.forget, 1)):
+    measured: dict[str, Preparation] = {}
+    for kind, examples in (("retain", job.retain), ("forget", job.forget)):
         with outcome.timed(f"collect {kind}"):
-            prepared = prepare(str(job.model), examples, batch_size=batch)
-            collect(prepared, stores[kind], progress=progress)
+            measured[kind] = prepare(str(job.model), examples)
+            collect(measured[kind], stores[kind], progress=progress)
     statistics, weakened = str(out / "statistics.zarr"), out / "weakened"
     with outcome.timed("reduce"):
         reduce([stores["retain"]], statistics, [stores["forget"]], progress=progress)
@@ -91,7 +91,9 @@ def run_main_job(job: MainJob, out: Path, progress: Progress) -> Outcome:
                     loaded, examples, max_new_tokens=job.max_new_tokens, progress=progress
                 )
                 answers[kind].write(out / "answers" / f"{kind}-{when}.jsonl")
-    outcome.relative_cost = median(cost_ratios(load_model(job.model), prepared, records=16))
+    outcome.relative_cost = median(
+        cost_ratios(load_model(job.model), measured["retain"], measured["retain"].plan.part(0))
+    )
     return outcome
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from kvwstream.answers import AnswerEncoder, Batch, Span
+from kvwstream.answers import AnswerEncoder, Span
 from kvwstream.checkpoint import Checkpoint, match_tensors, resolve_model
 from kvwstream.errors import DataError, OptionError, PlanMismatchError
 from kvwstream.examples import BadRow, Example
@@ -24,7 +23,10 @@ from kvwstream.models import (
     resolve_device,
     resolve_dtype,
 )
+from kvwstream.passes import Reading, arrange, in_order
+from kvwstream.pipelines.preparation import Preparation
 from kvwstream.plan import TOKEN_RULES, CollectPlan, Progressive, Site, differences, order_by_seed
+from kvwstream.prefix_cache import why_not_shared
 from kvwstream.sites import find_sites
 from kvwstream.stores.collected import CollectStore, read_plan
 from kvwstream.stores.location import Location
@@ -32,41 +34,6 @@ from kvwstream.stores.tables import ExampleTable, sites_digest
 
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 TOKENIZER_KINDS = (".json", ".jinja", ".txt", ".model")
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Everything known before the first forward pass: the plan and what it was made from."""
-
-    plan: CollectPlan
-    folder: Path
-    sites: list[Site]
-    examples: Sequence[Example]
-    """In plan order."""
-    spans: Sequence[Span]
-    encoder: AnswerEncoder
-    device: torch.device
-
-    @cached_property
-    def table(self) -> ExampleTable:
-        """What the store will say of the examples."""
-        return ExampleTable(
-            [example.id for example in self.examples],
-            [example.digest for example in self.examples],
-            np.array([span.total for span in self.spans], np.int64),
-            np.array([span.num_positions(self.plan.tokens) for span in self.spans], np.int64),
-        )
-
-    def batch(self, record: int) -> Batch:
-        """The model's input for a record."""
-        chosen = self.plan.examples_of(record)
-        examples = [self.examples[index] for index in chosen]
-        spans = [self.spans[index] for index in chosen]
-        return self.encoder.batch(examples, spans, self.plan.tokens)
-
-    def names(self, record: int) -> list[str]:
-        """Ids of the examples of a record."""
-        return [self.examples[index].id for index in self.plan.examples_of(record)]
 
 
 def prepare(
@@ -84,20 +51,25 @@ def prepare(
     seed: int = 0,
     cross_attention: bool = False,
     progressive: Progressive | None = None,
+    pass_tokens: int = 2048,
+    sharing: bool = True,
+    until_stable: float | None = None,
     on_bad_row: Callable[[BadRow], None] | None = None,
 ) -> Preparation:
-    """Freeze the plan: check and tokenise every example, find the sites, digest the weights.
+    """Freeze the plan: check, tokenise and arrange every example, find the sites, digest weights.
 
     Loads no weights into memory. Raises `DataError`, `ModelError` or `OptionError`; whatever is
     wrong with the input is found here, before the first forward pass.
     """
+    if tokens not in TOKEN_RULES:
+        raise OptionError(f"tokens must be one of {', '.join(TOKEN_RULES)}, got {tokens}")
     found = _Model.look_at(model, cross_attention)
     encoder = found.encoder
     order = order_by_seed((example.digest for example in examples), seed)[:limit]
     located = {}
     for index in order:
         try:
-            located[index] = _locate(encoder, examples[index], tokens)
+            located[index] = _read(encoder, examples[index], tokens)
         except DataError as error:
             if on_bad_row is None:
                 raise
@@ -110,11 +82,34 @@ def prepare(
             f"batch size {batch_size}: in this model's cross-attention a row's numbers depend on "
             "the images of its neighbours; use --batch-size 1"
         )
-    chosen, spans = [examples[index] for index in located], list(located.values())
+    why_not = why_not_shared(found.config, takes_suffix=encoder.takes_suffix)
+    arranged = (
+        in_order(len(located), batch_size)
+        if progressive
+        else arrange(
+            [reading for _, reading in located.values()],
+            batch_size=batch_size,
+            part_size=part_size,
+            pass_tokens=1 if encoder.rows_interact else pass_tokens,
+            sharing=sharing and why_not is None,
+        )
+    )
+    indices = list(located)
+    chosen = [examples[indices[place]] for place in arranged.order]
+    spans = [located[indices[place]][0] for place in arranged.order]
+    table = ExampleTable(
+        [example.id for example in chosen],
+        [example.digest for example in chosen],
+        np.array([span.total for span in spans], np.int64),
+        np.array([span.prompt for span in spans], np.int64),
+        np.array([span.num_positions(tokens) for span in spans], np.int64),
+        *arranged.columns,
+    )
     where = resolve_device(device)
     plan = CollectPlan(
         **cast(Any, found.digests),
-        data_digest=ExampleTable([], [e.digest for e in chosen], *[np.zeros(0, int)] * 2).digest,
+        data_digest=table.digest,
+        arrangement_digest=table.arrangement,
         num_examples=len(chosen),
         num_sites=len(found.sites),
         num_vectors=sum(site.width for site in found.sites),
@@ -126,10 +121,13 @@ def prepare(
         dtype=str(resolve_dtype(dtype, found.config)).removeprefix("torch."),
         attention=attention_of(found.config),
         threads=threads or torch.get_num_threads(),
+        pass_tokens=pass_tokens,
+        sharing=sharing,
+        until_stable=until_stable,
         schedule="progressive" if progressive else "frozen",
         progressive=progressive,
     )
-    return Preparation(plan, found.folder, found.sites, chosen, spans, encoder, where)
+    return Preparation(plan, found.folder, found.sites, chosen, table, encoder, where, why_not)
 
 
 def default_threads(store: str, *, alone: bool) -> int:
@@ -153,8 +151,8 @@ def reopen(
 ) -> Preparation:
     """The preparation of an existing store, as a worker on another machine makes it.
 
-    Examples are found by their ids, and compared with the store's digests and tokenised when their
-    turn comes. Raises `PlanMismatchError` with a line per difference if `model` is not the plan's,
+    Examples are found by their ids, and compared with the store's digests when their turn comes.
+    Raises `PlanMismatchError` with a line per difference if `model` is not the plan's,
     `DataError` naming an example that is missing or changed.
     """
     found = _Model.look_at(model, cross_attention)
@@ -164,9 +162,9 @@ def reopen(
             f"{found.folder}: is not the model of {store.location.url}:\n  " + "\n  ".join(changed)
         )
     planned = _PlannedExamples(store, examples)
-    spans = _LocatedSpans(found.encoder, planned, store.plan.tokens)
     where = resolve_device(device)
-    return Preparation(store.plan, found.folder, found.sites, planned, spans, found.encoder, where)
+    table = store.examples
+    return Preparation(store.plan, found.folder, found.sites, planned, table, found.encoder, where)
 
 
 class _PlannedExamples(Sequence[Example]):
@@ -193,22 +191,6 @@ class _PlannedExamples(Sequence[Example]):
                 "with; every worker needs the same data"
             )
         return example
-
-
-class _LocatedSpans(Sequence[Span]):
-    """The spans of planned examples, located when they are asked for."""
-
-    def __init__(self, encoder: AnswerEncoder, examples: Sequence[Example], tokens: str) -> None:
-        self.examples = examples
-        self._locate = lru_cache(maxsize=1024)(
-            lambda index: _locate(encoder, examples[index], tokens)
-        )
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._locate(index)
 
 
 @dataclass(frozen=True)
@@ -239,11 +221,11 @@ class _Model:
         return cls(folder, sites, encoder, digests, config)
 
 
-def _locate(encoder: AnswerEncoder, example: Example, tokens: str) -> Span:
-    span = encoder.locate(example)
-    if tokens in TOKEN_RULES and not span.num_positions(tokens):
+def _read(encoder: AnswerEncoder, example: Example, tokens: str) -> tuple[Span, Reading]:
+    span, ids = encoder.read(example)
+    if not span.num_positions(tokens):
         raise DataError(f"{example.id}: has no {tokens} positions to measure")
-    return span
+    return span, encoder.reading(example, span, ids, tokens)
 
 
 def _processor_files(checkpoint: Checkpoint) -> list[str]:

@@ -200,7 +200,7 @@ def run_progressive(
                     if part.number in sealed:
                         replay.add_part(store, store.read_part(part.number, ["abs"]))
                         continue
-                    yield worker.run(part, advance, replay=replay)
+                    yield worker.seal(worker.measure(part, advance, replay))
                 except Exception as error:
                     yield failure(part.number, error)
                     return

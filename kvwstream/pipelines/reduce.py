@@ -53,7 +53,7 @@ def reduce(
         for store in forget_stores:
             check_unseen(previous, store.plan)
     place = Location(out)
-    num_parts = sum(store.plan.num_parts for store in stores)
+    num_parts = sum(store.num_parts for store in stores)
     num_records = sum(len(store.records) for store in forget_stores)
     num_records += previous.num_forget_records if previous else 0
     with room_for(place) as draft:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from kvwstream.plan import CollectPlan
 from kvwstream.stores.collected import read_plan, sealed_among
+from kvwstream.stores.ending import Ending, read_ending
 from kvwstream.stores.location import Location
 from kvwstream.stores.running import Note, is_note, read_note
 
@@ -35,8 +36,19 @@ class Status:
     """A store at one moment."""
 
     plan: CollectPlan
+    ending: Ending | None
     sealed: set[int]
     workers: list[Seen]
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that make the store whole, as far as that is known."""
+        return self.ending.num_parts if self.ending else self.plan.num_parts
+
+    @property
+    def num_records(self) -> int:
+        """Records in them."""
+        return self.ending.num_records if self.ending else self.plan.num_records
 
     @property
     def running(self) -> set[int]:
@@ -47,7 +59,7 @@ class Status:
     @property
     def missing(self) -> int:
         """Parts that are neither sealed nor running."""
-        return self.plan.num_parts - len(self.sealed) - len(self.running)
+        return self.num_parts - len(self.sealed) - len(self.running)
 
     @property
     def sealed_records(self) -> int:
@@ -62,11 +74,11 @@ class Status:
     @property
     def seconds_left(self) -> float | None:
         """Until every part is sealed, at this rate; None if nobody is at work."""
-        if len(self.sealed) == self.plan.num_parts:
+        if len(self.sealed) == self.num_parts:
             return 0.0
         measured = sum(w.note.records for w in self.workers if w.note.part in self.running)
         rate = self.records_per_second
-        left = self.plan.num_records - self.sealed_records - measured
+        left = self.num_records - self.sealed_records - measured
         return max(left, 0) / rate if rate else None
 
 
@@ -82,4 +94,4 @@ def status(url: str) -> Status:
         if note:
             age = (now - names[name]["last_modified"]).total_seconds()
             workers.append(Seen(note, max(age, 0.0), note.part in sealed))
-    return Status(plan, sealed, workers)
+    return Status(plan, read_ending(store, plan), sealed, workers)

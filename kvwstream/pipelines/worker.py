@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from kvwstream.checkpoint import Checkpoint
-from kvwstream.coefficients import Float32, Int64
-from kvwstream.collector import collect_record
 from kvwstream.errors import KvwstreamError, ModelError, StorageError
 from kvwstream.models import LoadedModel, environment_of, inference, load_model
 from kvwstream.paths import local_path
-from kvwstream.pipelines.prepare import Preparation, reopen
+from kvwstream.pipelines.measure import Measurer, Weakening
+from kvwstream.pipelines.preparation import Preparation
+from kvwstream.pipelines.prepare import reopen
 from kvwstream.plan import Part, Site
 from kvwstream.progress import Advance
 from kvwstream.readers import Source
@@ -62,6 +61,15 @@ class Receipt(NamedTuple):
     tokens: int
 
 
+class Measured(NamedTuple):
+    """A part that waits to be sealed."""
+
+    data: PartData
+    exponent: str | None
+    """Digest of S at its beginning, in a progressive collection."""
+    tokens: int
+
+
 class Failure(NamedTuple):
     """A part is not sealed."""
 
@@ -87,21 +95,6 @@ class FailureKind(StrEnum):
     """The worker never came to run the part: no model, no data, another environment."""
 
 
-class Weakening(Protocol):
-    """The model as weakened by the records so far, in a progressive collection."""
-
-    weakened: Any
-    """Its `change` takes a site's coefficients once they are measured."""
-
-    @property
-    def digest(self) -> str:
-        """Of S so far."""
-        ...
-
-    def add(self, sums: Float32, counts: Int64) -> None:
-        """Weaken by one more record."""
-
-
 class Worker:
     """A loaded model at work on one store."""
 
@@ -110,6 +103,7 @@ class Worker:
     ) -> None:
         check_weights(loaded, prepared.sites)
         self.prepared, self.store, self.loaded = prepared, store, loaded
+        self.measurer = Measurer(loaded, prepared)
         self.environment = environment_of(loaded.device)
         claim(store.location, self.environment, allow_mixed=allow_mixed)
         self.notebook = Notebook(store.location)
@@ -133,10 +127,10 @@ class Worker:
         """The state of torch in which the plan's numbers come out."""
         return inference(self.loaded.model, self.prepared.plan.threads)
 
-    def run(
+    def measure(
         self, part: Part, advance: Advance | None = None, replay: Weakening | None = None
-    ) -> Receipt:
-        """Measure a part and seal it; with `replay` on the model as weakened so far."""
+    ) -> Measured:
+        """Measure a part; with `replay` on the model as weakened so far."""
         run = 0
 
         def count(units: int, tokens: int = 0) -> None:
@@ -149,24 +143,38 @@ class Worker:
         start = replay.digest if replay else None
         with self.computing(), self.notebook.part(part.number) as page:
             try:
-                data = collect_part(self.loaded, self.prepared, part, count, replay)
+                data = self.measurer.part(part, count, replay)
             except BaseException:
                 if advance:
                     advance(-page.records, -run)
                 raise
-        self.store.write_part(data, self.environment, start)
-        return Receipt(part.number, part.num_records, run)
+        return Measured(data, start, run)
 
-    def attempt(self, part: Part, advance: Advance | None = None) -> Receipt | Failure:
-        """`run`, unless another worker has just sealed it, with whatever goes wrong as a value."""
+    def seal(self, measured: Measured) -> Receipt:
+        """Write a measured part and its seal."""
+        part = measured.data.part
+        self.store.write_part(measured.data, self.environment, measured.exponent)
+        return Receipt(part.number, part.num_records, measured.tokens)
+
+    def try_measure(
+        self, part: Part, advance: Advance | None = None
+    ) -> Measured | Receipt | Failure:
+        """`measure`, unless another worker has just sealed it; what goes wrong is a value."""
         try:
             if self.store.location.at("parts", part.name).read("zarr.json") is None:
-                return self.run(part, advance)
+                return self.measure(part, advance)
             if advance:
                 advance(part.num_records)
             return Receipt(part.number, part.num_records, 0)
         except Exception as error:
             return failure(part.number, error)
+
+    def try_seal(self, measured: Measured) -> Receipt | Failure:
+        """`seal`; what goes wrong is a value."""
+        try:
+            return self.seal(measured)
+        except Exception as error:
+            return failure(measured.data.part.number, error)
 
 
 def failure(part: int, error: Exception, kind: FailureKind | None = None) -> Failure:
@@ -176,41 +184,6 @@ def failure(part: int, error: Exception, kind: FailureKind | None = None) -> Fai
     reason = str(error) if isinstance(error, KvwstreamError) else f"{type(error).__name__}: {error}"
     told = "".join(traceback.format_exception(error))
     return Failure(part, kind or FailureKind.unexpected, reason, told)
-
-
-def collect_part(
-    loaded: LoadedModel,
-    prepared: Preparation,
-    part: Part,
-    advance: Advance | None = None,
-    replay: Weakening | None = None,
-) -> PartData:
-    """Measure the records of one part; touches no storage."""
-    change = replay.weakened.change if replay else None
-    plan = prepared.plan
-    sums = {
-        moment: np.empty((part.num_records, plan.num_vectors), np.float32)
-        for moment in plan.moments
-    }
-    counts = np.empty((part.num_records, plan.num_sites), np.int64)
-    for row, record in enumerate(range(part.start, part.stop)):
-        batch = prepared.batch(record).to(loaded.device)
-        values, counts[row] = collect_record(
-            loaded.model,
-            prepared.sites,
-            batch,
-            plan.moments,
-            record,
-            prepared.names(record),
-            change,
-        )
-        for moment, value in zip(plan.moments, values, strict=True):
-            sums[moment][row] = value
-        if replay:
-            replay.add(sums["abs"][row], counts[row])
-        if advance:
-            advance(1, sum(prepared.spans[index].total for index in plan.examples_of(record)))
-    return PartData(part, sums, counts)
 
 
 def check_weights(loaded: LoadedModel, sites: Sequence[Site]) -> None:
@@ -258,7 +231,8 @@ def _run_part(job: Job, number: int) -> Receipt | Failure:
         except Exception as error:
             return failure(number, error, FailureKind.opening)
     worker = _opened[1]
-    return worker.attempt(worker.prepared.plan.part(number))
+    measured = worker.try_measure(worker.prepared.plan.part(number))
+    return worker.try_seal(measured) if isinstance(measured, Measured) else measured
 
 
 def leave(job: Job) -> None:

@@ -5,6 +5,7 @@
     STORE.zarr/examples/...         table of examples, in plan order
     STORE.zarr/skipped/...          table of rows that were left out, if any were
     STORE.zarr/environment/...      versions and device that the first worker had
+    STORE.zarr/ending/...           where the collection ended early, if it did
     STORE.zarr/parts/000000/...     arrays of a part; its own zarr.json, written last, is the seal
 
 A part without its `zarr.json` is no Zarr group: plain `zarr` does not see it either.
@@ -32,6 +33,7 @@ from kvwstream.stores.arrays import (
     read_attributes,
     write_array,
 )
+from kvwstream.stores.ending import Ending, read_ending
 from kvwstream.stores.location import Location
 from kvwstream.stores.revisions import Revision, read_revisions
 from kvwstream.stores.running import is_note
@@ -109,6 +111,33 @@ class CollectStore:
         return [replace(self, revision=revision) for revision in found]
 
     @cached_property
+    def ending(self) -> Ending | None:
+        """Where the collection ended early; None if it did not, or not yet."""
+        return read_ending(self.location, self.plan)
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that make the store whole."""
+        return self.ending.num_parts if self.ending else self.plan.num_parts
+
+    @property
+    def num_records(self) -> int:
+        """Records in them, withdrawn ones included."""
+        return self.ending.num_records if self.ending else self.plan.num_records
+
+    @property
+    def parts(self) -> Iterable[Part]:
+        """Those parts, in record order."""
+        return (self.plan.part(index) for index in range(self.num_parts))
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that are measured, in all epochs."""
+        last = self.plan.examples_of(self.num_records - 1).stop
+        epochs = self.plan.epoch_of(self.num_records - 1) + 1
+        return int(self.examples.num_positions[:last].sum()) * epochs
+
+    @cached_property
     def widths(self) -> Int64:
         """(site,) knowledge vectors per site."""
         return np.array([site.width for site in self.sites], np.int64)
@@ -117,7 +146,7 @@ class CollectStore:
     def records(self) -> Int64:
         """Indices of the records that count: all but the withdrawn ones."""
         removed = np.array(self.revision.removed, np.int64) // self.plan.batch_size
-        return np.setdiff1d(np.arange(self.plan.num_records), removed)
+        return np.setdiff1d(np.arange(self.num_records), removed)
 
     def record_names(self) -> list[str]:
         """Ids of the examples of each record that counts, joined by commas."""
@@ -132,7 +161,7 @@ class CollectStore:
 
     def require_sealed(self) -> None:
         """`IncompleteError` listing every part without a seal, `DamageError` every extra one."""
-        planned, sealed = set(range(self.plan.num_parts)), self.sealed()
+        planned, sealed = set(range(self.num_parts)), self.sealed()
         missing, extra = sorted(planned - sealed), sorted(sealed - planned)
         if extra:
             raise DamageError(
@@ -141,7 +170,7 @@ class CollectStore:
             )
         if missing:
             raise IncompleteError(
-                f"{self.location.url}: {len(missing)} of {self.plan.num_parts} parts have no seal "
+                f"{self.location.url}: {len(missing)} of {self.num_parts} parts have no seal "
                 f"({', '.join(map(str, missing))}); run the same `kvwstream collect` again"
             )
 
@@ -194,7 +223,7 @@ class CollectStore:
 
     def tidy(self) -> None:
         """Clear away what workers left behind, once every part is sealed and nobody is needed."""
-        if self.sealed() == set(range(self.plan.num_parts)):
+        if self.sealed() == set(range(self.num_parts)):
             self.location.delete(filter(is_note, self.location.listing()))
             self.location.clean()
 
@@ -250,8 +279,10 @@ class CollectStore:
 
     def digest(self) -> str:
         """SHA-256 of plan, seals and revision: names the content of a complete store."""
-        seals = [self.read_seal(index)["sha256"] for index in range(self.plan.num_parts)]
+        seals = [self.read_seal(index)["sha256"] for index in range(self.num_parts)]
         content = [self.plan.to_dict(), seals]
+        if self.ending:
+            content.append(self.ending.to_dict())
         return digest_of([*content, self.revision.digest] if self.revision.number else content)
 
     def _has_tables(self) -> bool:

@@ -10,12 +10,23 @@ import numpy as np
 from kvwstream.coefficients import Int64
 from kvwstream.errors import DamageError
 from kvwstream.examples import BadRow
+from kvwstream.passes import arrangement_digest
 from kvwstream.plan import CollectPlan, Site, digest_of
 from kvwstream.stores.arrays import group_document, read_table, write_table
 from kvwstream.stores.location import Location
 
 SKIPPED = "skipped"
-COLUMNS = ("id", "digest", "num_tokens", "num_positions")
+COLUMNS = (
+    "id",
+    "digest",
+    "num_tokens",
+    "num_prompt_tokens",
+    "num_positions",
+    "cluster",
+    "forward",
+    "group",
+    "prefix",
+)
 """Of the table of examples."""
 
 
@@ -28,13 +39,28 @@ class ExampleTable:
     """SHA-256 of each example's content."""
     num_tokens: Int64
     """(example,) length of prompt plus answer in tokens."""
+    num_prompt_tokens: Int64
+    """(example,) length of the prompt."""
     num_positions: Int64
     """(example,) positions that count."""
+    cluster: Int64
+    """(example,) number of the cluster: what examples of one subject have in common."""
+    forward: Int64
+    """(example,) number of the forward pass."""
+    group: Int64
+    """(example,) number of the group: passes of a group have the same prefix."""
+    prefix: Int64
+    """(example,) tokens that the pass takes from a shared prefix."""
 
     @property
     def digest(self) -> str:
         """The plan's `data_digest`: contents in order, ids apart."""
         return digest_of(self.digests)
+
+    @property
+    def arrangement(self) -> str:
+        """The plan's `arrangement_digest`."""
+        return arrangement_digest(self.cluster, self.forward, self.group, self.prefix)
 
 
 def sites_digest(sites: Sequence[Site]) -> str:
@@ -58,11 +84,15 @@ def read_examples(location: Location, plan: CollectPlan) -> ExampleTable:
     examples = ExampleTable(
         table["id"].tolist(),
         [row.tobytes().hex() for row in table["digest"]],
-        table["num_tokens"],
-        table["num_positions"],
+        *(table[column] for column in COLUMNS[2:]),
     )
     if examples.digest != plan.data_digest:
         raise DamageError(f"{location.url}/examples: changed, its digest is not the plan's")
+    if examples.arrangement != plan.arrangement_digest:
+        raise DamageError(
+            f"{location.url}/examples: clusters, passes or prefixes changed, their digest is not "
+            "the plan's"
+        )
     return examples
 
 
@@ -79,8 +109,7 @@ def write_tables(
     columns = {
         "id": np.array(examples.ids, dtype=object),
         "digest": digests,
-        "num_tokens": examples.num_tokens,
-        "num_positions": examples.num_positions,
+        **{column: getattr(examples, column) for column in COLUMNS[2:]},
     }
     write_table(location, "examples", "example", columns)
     if skipped:
@@ -90,3 +119,14 @@ def write_tables(
         }
         write_table(location, SKIPPED, "row", columns)
     location.write("parts/zarr.json", group_document({}))
+
+
+def positions_run(examples: ExampleTable) -> int:
+    """Positions that a model runs for a table: padded tails, and the prefix of each group once."""
+    starts = np.flatnonzero(np.diff(examples.forward, prepend=-1))
+    lengths = examples.num_tokens - 1  # the last token predicts nothing
+    rows = np.diff([*starts, len(lengths)])
+    prefixes, groups = examples.prefix[starts], examples.group[starts]
+    tails = np.maximum.reduceat(lengths, starts) - prefixes
+    anew = (np.diff(groups, prepend=-1) != 0) | (np.diff(prefixes, prepend=0) != 0)
+    return int((rows * tails).sum() + prefixes[anew].sum())

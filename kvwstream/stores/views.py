@@ -33,7 +33,7 @@ def open_store(url: str) -> xr.Dataset:
     """
     store = CollectStore.open(Location(url))
     store.require_sealed()
-    parts = [_open(store.location.at("parts", part.name)) for part in store.plan.parts]
+    parts = [_open(store.location.at("parts", part.name)) for part in store.parts]
     layers = np.array([site.layer for site in store.sites])
     joined: xr.Dataset = xr.concat(parts, dim="record", combine_attrs="drop")
     joined = joined.isel(record=store.records)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvwstream.passes import in_order
 from kvwstream.plan import CollectPlan, Site
 from kvwstream.stores.collected import CollectStore, PartData
 from kvwstream.stores.location import Location
@@ -84,7 +85,9 @@ def synthetic(place: Path, records: int, seed: int) -> str:
         [f"{seed}-{n}" for n in range(records)],
         digests,
         np.full(records, 9),
+        np.full(records, 4),
         np.full(records, 5),
+        *in_order(records, 1).columns,
     )
     plan = CollectPlan(
         model_digest="0" * 64,
@@ -92,6 +95,7 @@ def synthetic(place: Path, records: int, seed: int) -> str:
         processor_digest="0" * 64,
         sites_digest=sites_digest(sites),
         data_digest=table.digest,
+        arrangement_digest=table.arrangement,
         num_examples=records,
         num_sites=LAYERS,
         num_vectors=LAYERS * WIDTH,
@@ -103,6 +107,8 @@ def synthetic(place: Path, records: int, seed: int) -> str:
         dtype="bfloat16",
         attention="sdpa",
         threads=1,
+        pass_tokens=2048,
+        sharing=True,
     )
     store = CollectStore.create(Location(str(place)), plan, sites, table)
     rng, counts = np.random.default_rng(seed), np.full((1, LAYERS), 5)

@@ -1,0 +1,95 @@
+"""What a forward pass is given: rows of tokens, and the prefix that they follow, if any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+Inputs = dict[str, Tensor]
+PER_TOKEN = ("input_ids", "attention_mask", "cross_attention_mask")
+"""Inputs (example, token, ...), beside those whose name ends in `token_type_ids`."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens and images with which every row of a batch begins, as a batch of one row."""
+
+    inputs: Inputs
+    length: int
+    """In tokens."""
+
+    def to(self, device: torch.device) -> Prefix:
+        """The same prefix on another device."""
+        return replace(self, inputs=_moved(self.inputs, device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as model input, up to the last token that predicts."""
+
+    inputs: Inputs
+    """What the model's forward takes, right-padded to (example, token). Behind a prefix tokens are
+    those of the tails; the attention mask covers the prefix, too."""
+    rows: Tensor
+    """(row,) indices of the positions that count, in the flattened (example * token) axis."""
+    targets: Tensor
+    """(row,) the tokens that they predict."""
+    counts: list[int]
+    """Number of those positions per example, in order."""
+    prefix: Prefix | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions that the model runs behind the prefix, padding included."""
+        return self.inputs["input_ids"].numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device; its prefix stays where it is."""
+        return replace(
+            self,
+            inputs=_moved(self.inputs, device),
+            rows=self.rows.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+        )
+
+
+def whole_batch(inputs: Inputs, positions: Sequence[Sequence[int]], stop: int) -> Batch:
+    """Rows without prefix; `positions` count, per example, and nothing at or behind `stop` runs."""
+    ids = inputs["input_ids"]
+    rows = [number * stop + place for number, line in enumerate(positions) for place in line]
+    targets = [int(ids[n, place + 1]) for n, line in enumerate(positions) for place in line]
+    counts = [len(line) for line in positions]
+    return Batch(_until(inputs, stop), torch.tensor(rows), torch.tensor(targets), counts)
+
+
+def batch_behind(
+    first: Inputs, length: int, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+) -> Batch:
+    """Rows whose first `length` tokens are those of `first`, the inputs of one of them alone."""
+    tails = [torch.tensor(line[length:-1]) for line in ids]
+    mask = [torch.ones(len(line) - 1, dtype=torch.long) for line in ids]
+    inputs = {
+        "input_ids": pad_sequence(tails, batch_first=True),
+        "attention_mask": pad_sequence(mask, batch_first=True),
+    }
+    width = inputs["input_ids"].shape[1]
+    rows = [n * width + place - length for n, line in enumerate(positions) for place in line]
+    targets = [ids[n][place + 1] for n, line in enumerate(positions) for place in line]
+    counts = [len(line) for line in positions]
+    prefix = Prefix(_until(first, length), length)
+    return Batch(inputs, torch.tensor(rows), torch.tensor(targets), counts, prefix)
+
+
+def _until(inputs: Inputs, stop: int) -> Inputs:
+    return {
+        name: value[:, :stop] if name in PER_TOKEN or name.endswith("token_type_ids") else value
+        for name, value in inputs.items()
+    }
+
+
+def _moved(inputs: Inputs, device: torch.device) -> Inputs:
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}

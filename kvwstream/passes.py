@@ -1,0 +1,260 @@
+"""What runs together: the order of the examples and the forward passes that hold them.
+
+A forward pass holds as many records as fit. Examples that begin alike run behind one prefix, whose
+keys and values are computed once; what is left goes by length, so that little is padded. The plan
+freezes the result before anything runs, so it has no part in what workers decide.
+
+Two levels keep the first records of a collection a random sample. Examples that are about the same
+thing (same images, or more than half of their tokens in common) are a *cluster* and stay together;
+clusters follow in the order of the seed. Within a part, records may stand in any order, and there
+they are arranged for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvwstream.coefficients import Int64
+from kvwstream.plan import digest_of
+
+PASS_COST = 32
+"""What a pass costs beside its tokens, in tokens: launching every layer once."""
+MOST_RECORDS = 64
+"""Records in a pass at most: each has a row of sums on the device."""
+IMAGE = 1 << 31
+"""Stands for an image token; no vocabulary is so large."""
+Tokens = npt.NDArray[np.uint32]
+
+
+class Reading(NamedTuple):
+    """What the model reads of an example."""
+
+    tokens: Tokens
+    """(token,) up to the last one that predicts, `IMAGE` where an image enters."""
+    first: int
+    """First position that counts: a prefix ends there at the latest."""
+    bare: int
+    """Where the last image ends: a prefix reaches there at least, or is none."""
+    images: str
+    """Names the images; empty without."""
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """Sorts like beginnings next to each other."""
+        return self.images, self.tokens.astype(">u4").tobytes()
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Order and passes; all arrays (example,) in the new order."""
+
+    order: Int64
+    """The example at each place."""
+    cluster: Int64
+    """Number of the cluster."""
+    forward: Int64
+    """Number of the forward pass that the example's record is in."""
+    group: Int64
+    """Number of the group. Passes of one group follow each other and have the same prefix."""
+    prefix: Int64
+    """Tokens that the pass takes from the prefix."""
+
+    @property
+    def columns(self) -> tuple[Int64, Int64, Int64, Int64]:
+        """All but the order, as the table of examples holds them."""
+        return self.cluster, self.forward, self.group, self.prefix
+
+
+def arrangement_digest(*columns: Int64) -> str:
+    """The plan's `arrangement_digest`, of cluster, forward, group and prefix."""
+    return digest_of([column.tolist() for column in columns])
+
+
+def in_order(num_examples: int, batch_size: int) -> Arrangement:
+    """Every record a pass of its own, in the order given: the progressive schedule."""
+    line = np.arange(num_examples)
+    nothing = np.zeros(num_examples, np.int64)
+    return Arrangement(line, line, line // batch_size, nothing, nothing)
+
+
+def arrange(
+    readings: Sequence[Reading],
+    *,
+    batch_size: int,
+    part_size: int,
+    pass_tokens: int,
+    sharing: bool,
+) -> Arrangement:
+    """Arrange examples that come in the order of the seed.
+
+    A pass holds at most `pass_tokens` positions behind its prefix, padding included; a record that
+    is longer has a pass of its own. Without `sharing` no prefix is cut off.
+    """
+    line, cluster = [], []
+    # The member that sorts first stands for its cluster. The one that the seed draws first would
+    # put large clusters too early.
+    for number, members in enumerate(sorted(_clusters(readings), key=lambda of: of[0])):
+        line += members
+        cluster += [number] * len(members)
+    order: list[int] = []
+    group: list[int] = []
+    prefixes: list[int] = []
+    for start in range(0, len(line), part_size * batch_size):
+        part = range(start, min(start + part_size * batch_size, len(line)))
+        groups = _groups([readings[line[place]] for place in part], sharing=sharing)
+        for members, prefix in groups:
+            order += [part[member] for member in members]
+            group += [group[-1] + 1 if group else 0] * len(members)
+            prefixes += [prefix] * len(members)
+    arranged = [readings[line[place]] for place in order]
+    return Arrangement(
+        np.array([line[place] for place in order], np.int64),
+        np.array([cluster[place] for place in order], np.int64),
+        *_passes(arranged, group, prefixes, batch_size, part_size, pass_tokens),
+    )
+
+
+def _clusters(readings: Sequence[Reading]) -> list[list[int]]:
+    """Members of each cluster, those that begin alike next to each other."""
+    line = sorted(range(len(readings)), key=lambda index: readings[index].key)
+    everyones = _common(readings[line[0]], readings[line[-1]]) if line else 0
+    clusters: list[list[int]] = []
+    for index in line:
+        reading = readings[index]
+        if clusters:
+            head = readings[clusters[-1][0]]
+            longest = max(len(head.tokens), len(reading.tokens)) - everyones
+            alike = _common(head, reading) - everyones > longest / 2
+            if head.images == reading.images and (alike or reading.images):
+                clusters[-1].append(index)
+                continue
+        clusters.append([index])
+    return clusters
+
+
+def _common(one: Reading, other: Reading) -> int:
+    """Tokens that both begin with, and which mean the same to the model."""
+    length = min(len(one.tokens), len(other.tokens))
+    unlike = one.tokens[:length] != other.tokens[:length]
+    if one.images != other.images:
+        unlike |= one.tokens[:length] == IMAGE
+    return int(unlike.argmax()) if unlike.any() else length
+
+
+def _groups(readings: Sequence[Reading], *, sharing: bool) -> list[tuple[list[int], int]]:
+    """Members of each group, shortest first, with the prefix they share (0: none).
+
+    The cheapest cut of the sorted line in runs, where a run of two or more costs its prefix once,
+    the tails, and two passes more; what stays alone is one group, the last.
+    """
+    line = sorted(range(len(readings)), key=lambda index: readings[index].key)
+    lengths = np.array([len(readings[index].tokens) for index in line])
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    # By the first member of a run that ends here: the longest prefix, and the shortest.
+    shared = np.array([readings[index].first for index in line])
+    bare = np.array([readings[index].bare for index in line])
+    best = np.zeros(len(line) + 1)
+    begins, prefix = np.zeros((2, len(line)), np.int64)
+    for end in range(len(line)):
+        begins[end], best[end + 1] = end, best[end] + lengths[end]
+        if end and sharing:
+            common = _common(readings[line[end - 1]], readings[line[end]])
+            np.minimum(shared[:end], min(common, shared[end]), out=shared[:end])
+            np.maximum(bare[:end], bare[end], out=bare[:end])
+            others = end - np.arange(end)
+            cost = best[:end] + before[end + 1] - before[:end] - others * shared[:end]
+            possible = (shared[:end] > 0) & (shared[:end] >= bare[:end])
+            cost += np.where(possible, 2 * PASS_COST, np.inf)
+            start = int(cost.argmin())
+            if cost[start] < best[end + 1]:
+                begins[end], best[end + 1], prefix[end] = start, cost[start], shared[start]
+    alone: list[int] = []
+    groups = []
+    end = len(line)
+    while end:
+        start = int(begins[end - 1])
+        members = sorted(line[start:end], key=lambda index: len(readings[index].tokens))
+        if prefix[end - 1]:
+            groups.append((members, int(prefix[end - 1])))
+        else:
+            alone += members
+        end = start
+    alone.sort(key=lambda index: len(readings[index].tokens))
+    return [*groups[::-1], (alone, 0)] if alone else groups[::-1]
+
+
+def _passes(
+    readings: Sequence[Reading],
+    groups: Sequence[int],
+    prefixes: Sequence[int],
+    batch_size: int,
+    part_size: int,
+    pass_tokens: int,
+) -> tuple[Int64, Int64, Int64]:
+    """Number of the pass, of its group, and its prefix, for each example of a line of records.
+
+    The cheapest cut of each part into runs of records with one prefix, by dynamic programming.
+    """
+    forward, group, prefix = np.zeros((3, len(readings)), np.int64)
+    count = 0
+    step = part_size * batch_size
+    for first in range(0, len(readings), step):
+        last = min(first + step, len(readings))
+        bounds = [*range(first, last, batch_size), last]
+        records = [_Record.of(readings, groups, prefixes, *pair) for pair in pairwise(bounds)]
+        for run in _cut(records, pass_tokens):
+            span = slice(bounds[run.start], bounds[run.stop])
+            record = records[run.start]
+            forward[span], group[span], prefix[span] = count, record.group, record.prefix
+            count += 1
+    return forward, group, prefix
+
+
+class _Record(NamedTuple):
+    rows: int
+    longest: int
+    group: int
+    prefix: int
+    """0 where its examples are of several groups."""
+
+    @classmethod
+    def of(
+        cls,
+        readings: Sequence[Reading],
+        groups: Sequence[int],
+        prefixes: Sequence[int],
+        start: int,
+        stop: int,
+    ) -> _Record:
+        longest = max(len(reading.tokens) for reading in readings[start:stop])
+        one = groups[start] == groups[stop - 1]
+        return cls(stop - start, longest, groups[start], prefixes[start] if one else 0)
+
+
+def _cut(records: Sequence[_Record], pass_tokens: int) -> list[range]:
+    """Runs of records, in order."""
+    best = [0.0, *[np.inf] * len(records)]
+    begins = [0] * len(records)
+    for end in range(len(records)):
+        rows = longest = 0
+        for start in range(end, max(-1, end - MOST_RECORDS), -1):
+            record = records[start]
+            if (record.group, record.prefix) != (records[end].group, records[end].prefix):
+                break
+            rows, longest = rows + record.rows, max(longest, record.longest)
+            tokens = rows * (longest - record.prefix)
+            if tokens > pass_tokens and start < end:
+                break
+            if best[start] + PASS_COST + tokens < best[end + 1]:
+                best[end + 1], begins[end] = best[start] + PASS_COST + tokens, start
+    runs, end = [], len(records)
+    while end:
+        runs.append(range(begins[end - 1], end))
+        end = begins[end - 1]
+    return runs[::-1]

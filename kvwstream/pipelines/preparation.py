@@ -1,0 +1,93 @@
+"""Everything known before the first forward pass: the plan and what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kvwstream.answers import AnswerEncoder, Span
+from kvwstream.batches import Batch
+from kvwstream.examples import Example
+from kvwstream.plan import CollectPlan, Part, Site
+from kvwstream.stores.tables import ExampleTable
+
+
+class Pass(NamedTuple):
+    """A forward pass: consecutive records of a part, and the prefix that they share."""
+
+    records: range
+    examples: range
+    group: int
+    """Passes of one group have the same prefix."""
+    prefix: int
+    """In tokens; 0 without."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The plan and its examples, model folder, sites and device."""
+
+    plan: CollectPlan
+    folder: Path
+    sites: list[Site]
+    examples: Sequence[Example]
+    """In plan order."""
+    table: ExampleTable
+    """What the store says of them."""
+    encoder: AnswerEncoder
+    device: torch.device
+    why_not_shared: str | None = None
+    """Why this model's prefixes cannot be shared."""
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where the answers lie, in plan order; image tokens are not told apart."""
+        lengths = zip(self.table.num_prompt_tokens, self.table.num_tokens, strict=True)
+        return [Span(int(prompt), int(total)) for prompt, total in lengths]
+
+    def passes(self, part: Part) -> Iterator[Pass]:
+        """The passes of a part, in order."""
+        plan, table = self.plan, self.table
+
+        def number(record: int) -> int:
+            examples = plan.examples_of(record)
+            return int(table.forward[examples.start]) + plan.num_examples * plan.epoch_of(record)
+
+        for _, run in groupby(range(part.start, part.stop), key=number):
+            records = list(run)
+            examples = [plan.examples_of(record) for record in (records[0], records[-1])]
+            yield Pass(
+                range(records[0], records[-1] + 1),
+                range(examples[0].start, examples[1].stop),
+                int(table.group[examples[0].start]),
+                int(table.prefix[examples[0].start]),
+            )
+
+    def batch(self, examples: Sequence[int], prefix: int = 0) -> Batch:
+        """Examples, by place in plan order, as the model's input."""
+        table = self.table
+        spans = [Span(int(table.num_prompt_tokens[i]), int(table.num_tokens[i])) for i in examples]
+        chosen = [self.examples[index] for index in examples]
+        return self.encoder.batch(chosen, spans, self.plan.tokens, prefix)
+
+    def record_batch(self, record: int) -> Batch:
+        """A record alone, whole."""
+        return self.batch(self.plan.examples_of(record))
+
+    def segments(self, run: Pass) -> list[int]:
+        """Positions that count, for each record of a pass."""
+        positions = self.table.num_positions
+        return [int(positions[list(self.plan.examples_of(r))].sum()) for r in run.records]
+
+    def names(self, record: int) -> list[str]:
+        """Ids of the examples of a record."""
+        return [self.table.ids[index] for index in self.plan.examples_of(record)]
+
+    def num_run(self, run: Pass) -> int:
+        """Tokens of the examples of a pass."""
+        return int(self.table.num_tokens[run.examples.start : run.examples.stop].sum())

@@ -1,0 +1,99 @@
+"""The keys and values of a prefix, computed once and read by every row behind it.
+
+Examples that begin with the same tokens and images have the same keys and values there, in a
+decoder that looks back only. A pass over the rows behind reads them and keeps nothing of its own.
+Keys are kept whole, so a sliding window is the mask's matter and needs no care here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from kvwstream.errors import ModelError
+
+
+class _PrefixLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer: takes keys and values in once, then shows them before those of every pass."""
+
+    is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The first pass over the layer is the prefix's."""
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (row, head, prefix and new tokens, channel)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return key_states, value_states
+        return _behind(self.keys, key_states), _behind(self.values, value_states)
+
+    def get_seq_length(self) -> int:
+        """Tokens of the prefix."""
+        return 0 if self.keys is None else int(self.keys.shape[-2])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All keys, from the first token on."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+def _behind(prefix: Tensor | None, new: Tensor) -> Tensor:
+    assert prefix is not None
+    return torch.cat([prefix.expand(new.shape[0], -1, -1, -1), new], dim=-2)
+
+
+class PrefixCache(Cache):  # type: ignore[misc]
+    """What a model's forward takes as `past_key_values`, for the prefix and for what is behind."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=_PrefixLayer)
+
+
+def positions_behind(
+    model: PreTrainedModel, cache: PrefixCache, rows: int, tokens: int
+) -> Tensor | None:
+    """Position ids (3, row, token) behind a prefix that just ran, where rotary positions have three
+    axes; None for every other model, which counts on by itself.
+
+    Images make positions advance by less than their tokens; the model's `rope_deltas` holds the
+    difference once the prefix has run. It would take the mask of prefix and tail for that of the
+    tail alone, so the positions are given.
+    """
+    inner = getattr(model, "model", model)
+    if not hasattr(inner, "rope_deltas"):
+        return None
+    past = cache.get_seq_length()
+    delta = 0 if inner.rope_deltas is None else int(inner.rope_deltas.reshape(-1)[0])
+    line = torch.arange(past + delta, past + delta + tokens, device=model.device)
+    return line.expand(3, rows, -1)
+
+
+def why_not_shared(config: PretrainedConfig, *, takes_suffix: bool) -> str | None:
+    """Why a prefix's keys and values cannot serve several examples; None where they can."""
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "cross_attention_layers", None):
+        return "its text attends to images in layers of their own (cross-attention)"
+    if takes_suffix:
+        return "it reads a prompt in both directions, so the beginning depends on what follows"
+    return None
+
+
+def check_whole(cache: PrefixCache, num_layers: int) -> None:
+    """`ModelError` unless every decoder layer up to the last site kept its keys in the cache."""
+    kept = sum(layer.is_initialized for layer in cache.layers)
+    if kept < num_layers:
+        raise ModelError(
+            f"the model kept keys and values of {kept} of {num_layers} decoder layers; prefixes "
+            "cannot be shared, collect with --no-sharing"
+        )
