@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvwstream.canonical import digest_of
 from kvwstream.errors import ModelError, StorageError, first_line
 from kvwstream.paths import local_path
-from kvwstream.plan import Site, digest_of
+from kvwstream.plan import Site
 from kvwstream.rounding import ITEMSIZE
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]

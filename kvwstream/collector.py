@@ -36,7 +36,7 @@ MOMENT_OF: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _EverySiteSeenError(Exception):
+class _LastSiteSeenError(Exception):
     """Ends a forward pass early; never leaves this module."""
 
 
@@ -91,10 +91,10 @@ def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) ->
     """
 
     def stop(hidden: Tensor) -> Tensor:
-        raise _EverySiteSeenError
+        raise _LastSiteSeenError
 
     cache = PrefixCache()
-    with _inward_inputs(model, sites[-1], stop), suppress(_EverySiteSeenError):
+    with _inward_inputs(model, sites[-1], stop), suppress(_LastSiteSeenError):
         model(**prefix.inputs, past_key_values=cache, use_cache=True)
     check_whole(cache, sites[-1].layer + 1)
     return cache
@@ -150,8 +150,8 @@ def record_sums(
             # One kernel sums all runs, each from its first row on.
             bags = embedding_bag(where[0], MOMENT_OF[name](flat), where[1], mode="sum")
             sums[moment, :, site.vectors] = bags
-        if len(fired) == len(sites):
-            raise _EverySiteSeenError
+        if number == last:
+            raise _LastSiteSeenError
         return change(number, coefficients) if change else None
 
     def select(hidden: Tensor) -> Tensor:
@@ -168,10 +168,10 @@ def record_sums(
         positions = positions_behind(model, cache, *batch.inputs["input_ids"].shape)
         inputs |= {} if positions is None else {"position_ids": positions}
     with site_inputs(model, sites, take), _inward_inputs(model, sites[-1], select):
-        try:
+        with suppress(_LastSiteSeenError):
             model(**inputs)
-        except _EverySiteSeenError:
-            return sums
+    if len(fired) == len(sites):
+        return sums
     missed = [site.path for number, site in enumerate(sites) if number not in fired]
     raise ModelError(
         f"{len(missed)} of {len(sites)} sites never ran, the first is {missed[0]}: the model "

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from kvwstream.canonical import digest_of
 from kvwstream.errors import DataError
 from kvwstream.images import ImageSource
-from kvwstream.plan import digest_of
 
 ROLES = ("system", "user", "assistant")
 

@@ -13,8 +13,9 @@ import numpy as np
 import safetensors
 
 import kvwstream
+from kvwstream.canonical import digest_of
 from kvwstream.errors import DamageError
-from kvwstream.plan import ARITHMETICS, digest_of
+from kvwstream.plan import ARITHMETICS
 from kvwstream.strength import Strength
 
 MANIFEST_VERSION = 2

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Int64
-from kvwstream.plan import digest_of
 
 PASS_COST = 32
 """What a pass costs beside its tokens, in tokens: launching every layer once."""

@@ -8,29 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kvwstream.canonical import differences, digest_of
 from kvwstream.errors import DamageError, OptionError
 
 FORMAT_VERSION = 3
 MOMENTS = ("abs", "signed", "square")
 ARITHMETICS = ("exact", "in-place")
 TOKEN_RULES = ("answer", "question", "image", "all")
-
-
-def canonical_json(value: Any) -> bytes:
-    """One spelling per value: sorted keys, no spaces, UTF-8. What every digest is taken of."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `value`."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 class Site(NamedTuple):
@@ -290,20 +279,3 @@ def order_by_seed(digests: Iterable[str], seed: int) -> list[int]:
     """
     keys = [hashlib.sha256(f"{seed}:{digest}".encode()).digest() for digest in digests]
     return sorted(range(len(keys)), key=keys.__getitem__)
-
-
-def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], names: Iterable[str]
-) -> list[str]:
-    """One line per name whose value is another: `name: X there, Y here`."""
-    return [
-        f"{name}: {_show(there.get(name))} there, {_show(here.get(name))} here"
-        for name in names
-        if there.get(name) != here.get(name)
-    ]
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, str) and len(value) == 64:
-        return f"{value[:12]}…"
-    return ",".join(value) if isinstance(value, tuple) else str(value)

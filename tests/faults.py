@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kvwstream.adapter import CONFIG, WEIGHTS
+from kvwstream.canonical import canonical_json, digest_of
 from kvwstream.checkpoint import INDEX, MANIFEST, Checkpoint
-from kvwstream.plan import canonical_json, digest_of
 from kvwstream.stores.arrays import digest_array
 
 PART = "parts/000001"

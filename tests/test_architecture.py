@@ -15,7 +15,7 @@ PACKAGE = ROOT / "kvwstream"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
-    {"plan", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
+    {"plan", "canonical", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
     | {"rounding", "reproducible", "smollm2"},
     {"sites", "answers", "accessor", "coefficients", "strength", "passes", "batches", "pixels"}
     | {"prefix_cache"},

@@ -43,7 +43,7 @@ COLLECT = "collect model data.jsonl out.zarr --threads 1"
 REDUCE = "reduce --retain retain.zarr --forget forget.zarr out.zarr"
 APPLY = "apply model statistics.zarr out --gamma 0.3 --layers 0:1"
 EVALUATE = "evaluate model data.jsonl --max-new-tokens 1"
-PLAN = r" *(model|sites|examples|tokens|records|parts|disk|memory)  .*"
+PLAN = r" *(model|sites|examples|tokens|passes|records|parts|disk|memory)  .*"
 PROGRESS = r"(collect|reduce|evaluate): \d+/\d+ (records|parts|examples), .*"
 
 
@@ -512,7 +512,7 @@ CASES = [
         "a store of another format version",
         lambda f: edit_plan("format_version", 1)(f / "forget.zarr"),
         "collect model forget.jsonl forget.zarr --threads 1 --part-size 3",
-        r"forget\.zarr: store format version 1: this kvwstream reads and writes version 2; use the",
+        r"forget\.zarr: store format version 1: this kvwstream reads and writes version 3; use the",
     ),
     # reduce
     Case(
@@ -543,7 +543,7 @@ CASES = [
         "a store of another format version to reduce",
         lambda f: edit_plan("format_version", 1)(f / "retain.zarr"),
         REDUCE,
-        r"retain\.zarr: store format version 1: this kvwstream reads and writes version 2",
+        r"retain\.zarr: store format version 1: this kvwstream reads and writes version 3",
     ),
     Case(
         "deleted seals",

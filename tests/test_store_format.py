@@ -14,8 +14,9 @@ import pytest
 import zarr
 from zarr.errors import ZarrUserWarning
 
+from kvwstream.canonical import canonical_json
 from kvwstream.passes import in_order
-from kvwstream.plan import CollectPlan, Site, canonical_json, order_by_seed
+from kvwstream.plan import CollectPlan, Site, order_by_seed
 from kvwstream.stores.arrays import ArrayDigest, digest_array
 from kvwstream.stores.collected import CollectStore, PartData
 from kvwstream.stores.location import Location

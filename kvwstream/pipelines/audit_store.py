@@ -69,8 +69,8 @@ def audit_store(result: Audit, location: Location) -> list[CollectStore]:
     result.findings += problems
     if not problems and len(wanted) == store.num_parts:
         result.verified.append(
-            f"{url}: {store.num_parts} parts as sealed, {store.num_records} records, "
-            f"{store.num_positions} positions"
+            f"{url}: {store.num_parts} parts as sealed, {store.num_records} records of "
+            f"{store.num_examples} examples, {store.num_positions} positions"
         )
         if plan.until_stable is not None:
             result.attempt(partial(_check_ending, store))

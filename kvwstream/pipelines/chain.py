@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvwstream.canonical import differences
 from kvwstream.coefficients import Float64
 from kvwstream.errors import DamageError, PlanMismatchError
 from kvwstream.pipelines.retained import Retained
-from kvwstream.plan import Progressive, differences
+from kvwstream.plan import Progressive
 from kvwstream.stores.arrays import ArrayDigest, digest_array
 from kvwstream.stores.collected import CollectStore
 

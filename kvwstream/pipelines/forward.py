@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kvwstream.canonical import differences
 from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests
 from kvwstream.errors import DamageError, OptionError, PlanMismatchError
 from kvwstream.manifest import check_seal
 from kvwstream.pipelines.audit_manifest import read_manifest
 from kvwstream.pipelines.recipe import Recipe
-from kvwstream.plan import differences
 from kvwstream.weakening import TensorDigests
 
 MOVING = ("until", "num_forget_records")

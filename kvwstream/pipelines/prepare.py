@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from kvwstream.answers import AnswerEncoder, Span
+from kvwstream.canonical import differences
 from kvwstream.checkpoint import Checkpoint, match_tensors, resolve_model
 from kvwstream.errors import DataError, OptionError, PlanMismatchError
 from kvwstream.examples import BadRow, Example
@@ -25,7 +26,7 @@ from kvwstream.models import (
 )
 from kvwstream.passes import Reading, arrange, in_order
 from kvwstream.pipelines.preparation import Preparation
-from kvwstream.plan import TOKEN_RULES, CollectPlan, Progressive, Site, differences, order_by_seed
+from kvwstream.plan import TOKEN_RULES, CollectPlan, Progressive, Site, order_by_seed
 from kvwstream.prefix_cache import why_not_shared
 from kvwstream.sites import find_sites
 from kvwstream.stores.collected import CollectStore, read_plan

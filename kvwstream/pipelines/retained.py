@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from kvwstream.canonical import digest_of
 from kvwstream.coefficients import CoefficientSums, Float64, Int64, per_vector
-from kvwstream.plan import digest_of
 from kvwstream.stores.arrays import digest_array
 from kvwstream.stores.statistics import Statistics
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from kvwstream.canonical import differences
 from kvwstream.errors import DataError, OptionError, PlanMismatchError
-from kvwstream.plan import STATISTIC_FIELDS, CollectPlan, differences
+from kvwstream.plan import STATISTIC_FIELDS, CollectPlan
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.statistics import Statistics
 

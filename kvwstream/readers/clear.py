@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kvwstream.canonical import digest_of
 from kvwstream.errors import DataError
 from kvwstream.examples import Example, question_answer
 from kvwstream.images import ImageSource
-from kvwstream.plan import digest_of
 from kvwstream.readers.fields import image_source, optional_text, text, text_list
 
 CAPTION_QUESTIONS = (

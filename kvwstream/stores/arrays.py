@@ -16,8 +16,8 @@ from zarr.core.buffer import Buffer
 from zarr.errors import NodeNotFoundError
 from zarr.storage import MemoryStore
 
+from kvwstream.canonical import canonical_json, digest_of
 from kvwstream.errors import DamageError
-from kvwstream.plan import canonical_json, digest_of
 from kvwstream.stores.location import Location, storage_errors
 
 Array = npt.NDArray[Any]

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Float32, Int64
 from kvwstream.errors import DamageError, IncompleteError, PlanMismatchError, StorageError
 from kvwstream.examples import BadRow
-from kvwstream.plan import CollectPlan, Part, Site, digest_of
+from kvwstream.plan import CollectPlan, Part, Site
 from kvwstream.stores.arrays import (
     Array,
     digest_array,
@@ -131,11 +132,15 @@ class CollectStore:
         return (self.plan.part(index) for index in range(self.num_parts))
 
     @property
+    def num_examples(self) -> int:
+        """Examples that are measured."""
+        return self.plan.examples_of(self.num_records - 1).stop
+
+    @property
     def num_positions(self) -> int:
         """Positions that are measured, in all epochs."""
-        last = self.plan.examples_of(self.num_records - 1).stop
         epochs = self.plan.epoch_of(self.num_records - 1) + 1
-        return int(self.examples.num_positions[:last].sum()) * epochs
+        return int(self.examples.num_positions[: self.num_examples].sum()) * epochs
 
     @cached_property
     def widths(self) -> Int64:

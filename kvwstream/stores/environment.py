@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kvwstream.canonical import differences, digest_of
 from kvwstream.errors import DamageError, PlanMismatchError
-from kvwstream.plan import differences, digest_of
 from kvwstream.stores.arrays import group_document, read_attributes
 from kvwstream.stores.location import Location
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kvwstream.canonical import digest_of
 from kvwstream.errors import DamageError
-from kvwstream.plan import CollectPlan, digest_of
+from kvwstream.plan import CollectPlan
 from kvwstream.stores.arrays import group_document, read_attributes
 from kvwstream.stores.location import Location
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Float64, Int64
 from kvwstream.errors import DamageError, OptionError
-from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Progressive, Site, digest_of
+from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Progressive, Site
 from kvwstream.stores.arrays import (
     Array,
     ArrayDigest,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Int64
 from kvwstream.errors import DamageError
 from kvwstream.examples import BadRow
 from kvwstream.passes import arrangement_digest
-from kvwstream.plan import CollectPlan, Site, digest_of
+from kvwstream.plan import CollectPlan, Site
 from kvwstream.stores.arrays import group_document, read_table, write_table
 from kvwstream.stores.location import Location
 
