@@ -17,8 +17,8 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
-STRIP = 1 << 15
-"""Knowledge vectors at a time: what is computed of them stays in the processor's cache."""
+STRIP = 1 << 16
+"""Numbers at a time: what is computed of them stays in the processor's cache."""
 
 
 @dataclass
@@ -133,9 +133,10 @@ def site_index(widths: Int64) -> Int64:
     return per_vector(np.arange(len(widths)), widths)
 
 
-def strips(num_vectors: int) -> Iterator[slice]:
-    """The vector axis in runs of `STRIP`."""
-    return (slice(start, start + STRIP) for start in range(0, num_vectors, STRIP))
+def strips(num_vectors: int, records: int = 1) -> Iterator[slice]:
+    """The vector axis in runs of `STRIP` numbers of so many records."""
+    step = max(1, STRIP // records)
+    return (slice(start, start + step) for start in range(0, num_vectors, step))
 
 
 def token_mean(sums: npt.ArrayLike, counts: Int64, widths: Int64) -> Float64:
@@ -145,6 +146,8 @@ def token_mean(sums: npt.ArrayLike, counts: Int64, widths: Int64) -> Float64:
 
 def mean_over(sums: Float64, tokens: Int64) -> Float64:
     """`sums` over as many `tokens`, of one shape; 0 over 0 is 0."""
+    if tokens.all():  # all but the experts that no token reached
+        return sums / tokens
     mean: Float64 = np.zeros(sums.shape)
     np.divide(sums, tokens, out=mean, where=tokens > 0)
     return mean

@@ -248,7 +248,7 @@ class ForgetScan:
             block.running_mean[:, strip] = mean_over(rows, running[:, sites])
 
         self.retained.log_mean, self.retained.covered  # noqa: B018 - once, not once per thread
-        _settle([pool.submit(fill, strip) for strip in strips(len(self.total))])
+        _settle([pool.submit(fill, strip) for strip in strips(len(self.total), len(sums))])
         self.tokens = running[-1]
         return block
 

@@ -112,13 +112,10 @@ def write_array(
     ArrayWriter(location, name, values.shape, kind, dims, chunks, shards).write(values)
 
 
-def read_array(location: Location, name: str, metadata: Any = None) -> Array:
-    """The array at `location/name`; `DamageError` or `StorageError` where it cannot be read.
-
-    `metadata` is what its group's document says of it; without, its own are read first.
-    """
-    with _opened(location, name, metadata) as array:
-        values = array[...]
+def read_array(location: Location, name: str) -> Array:
+    """The array at `location/name`; `DamageError` or `StorageError` where it cannot be read."""
+    with _decoding(location, name) as place:
+        values = _open(place)[...]
     return np.asarray(values)
 
 
@@ -127,7 +124,8 @@ def read_blocks(location: Location, name: str, rows: int) -> Iterator[Array]:
 
     `DamageError` unless it has so many `rows`.
     """
-    with _opened(location, name) as array:
+    with _decoding(location, name) as place:
+        array = _open(place)
         if array.shape[0] != rows:
             raise ValueError(f"it has {array.shape[0]} rows, expected {rows}")
     for start in range(0, rows, array.chunks[0]):
@@ -136,13 +134,8 @@ def read_blocks(location: Location, name: str, rows: int) -> Iterator[Array]:
         yield block
 
 
-@contextmanager
-def _opened(location: Location, name: str, metadata: Any = None) -> Iterator[Any]:
-    with _decoding(location, name) as place:
-        if metadata is None:
-            yield zarr.open_array(place.zarr(), mode="r", zarr_format=3)
-        else:
-            yield zarr.Array(zarr.AsyncArray.from_dict(place.zarr(), metadata))
+def _open(place: Location) -> Any:
+    return zarr.open_array(place.zarr(), mode="r", zarr_format=3)
 
 
 @contextmanager

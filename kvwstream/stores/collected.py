@@ -29,11 +29,11 @@ from kvwstream.stores.arrays import (
     digest_array,
     group_document,
     parse_group,
-    read_array,
     read_attributes,
     write_array,
 )
 from kvwstream.stores.location import Location
+from kvwstream.stores.parts import read_part_array
 from kvwstream.stores.revisions import Revision, read_revisions
 from kvwstream.stores.running import is_note
 from kvwstream.stores.tables import ExampleTable, read_examples, read_sites, write_tables
@@ -248,7 +248,7 @@ class CollectStore:
         shapes[COUNT] = (part.num_records, self.plan.num_sites)
         arrays: dict[str, Array] = {}
         for name, shape in shapes.items():
-            arrays[name] = values = read_array(place, name, metadata=metadata.get(name, {}))
+            arrays[name] = values = read_part_array(place, name, metadata.get(name, {}))
             if values.shape != shape or digest_array(values) != seal["sha256"].get(name):
                 raise DamageError(
                     f"{place.url}/{name}: is not what the seal says; restore the part, or delete "
