@@ -28,7 +28,19 @@ def accessor(forget_mean: Float64, retain_mean: Float64, covered: npt.NDArray[np
     `forget_mean` (..., vector), `retain_mean` (vector,), both means of non-negative coefficients;
     `covered` (vector,) is False where the retain data had no token: there A is 0 (gate 1).
     """
-    ratio = log(forget_mean + EPSILON) - log(retain_mean + EPSILON)
+    return accessor_above(forget_mean, log_mean(retain_mean), covered)
+
+
+def log_mean(mean: Float64) -> Float64:
+    """log(C + eps) of a mean of non-negative coefficients."""
+    return log(mean + EPSILON)
+
+
+def accessor_above(
+    forget_mean: Float64, log_retain: Float64, covered: npt.NDArray[np.bool_]
+) -> Float64:
+    """`accessor`, with `log_mean` of C_r taken once for all forget records."""
+    ratio = log_mean(forget_mean) - log_retain
     return np.where(covered, np.maximum(ratio, 0.0), 0.0)
 
 

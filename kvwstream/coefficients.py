@@ -6,6 +6,7 @@ flat axis of all knowledge vectors, `site` the axis of value projections, `recor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -16,6 +17,8 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
+STRIP = 1 << 16
+"""Numbers at a time: what is computed of them stays in the processor's cache."""
 
 
 @dataclass
@@ -52,13 +55,32 @@ class CoefficientSums:
 
     def add(self, sums: Float32 | Float64, counts: Int64) -> None:
         """Take in one record: `sums` (vector,), `counts` (site,) int64."""
-        row = sums.astype(np.float64)
-        self.total += row
-        self.cross += row * per_vector(counts, self.widths)
-        self.square += np.square(row, out=row)
+        self._add(sums.astype(np.float64), per_vector(counts, self.widths))
         self.tokens += counts
         self.tokens_square += counts * counts
         self.num_records += 1
+
+    def _add(self, row: Float64, tokens: Int64) -> None:
+        self.total += row
+        self.cross += row * tokens
+        self.square += np.square(row, out=row)
+
+    def add_leaf(self, sums: Float32, counts: Int64) -> None:
+        """`+` of the run of these records, `sums` (record, vector) and `counts` (record, site).
+
+        Strip after strip of the vector axis: the same bits, without a second run in memory.
+        """
+        sites = site_index(self.widths)
+        for strip in strips(len(self.total)):
+            leaf = type(self).empty([len(self.total[strip])])
+            for row, tokens in zip(sums[:, strip], counts, strict=True):
+                leaf._add(row.astype(np.float64), tokens[sites[strip]])
+            self.total[strip] += leaf.total
+            self.square[strip] += leaf.square
+            self.cross[strip] += leaf.cross
+        self.tokens += counts.sum(axis=0)
+        self.tokens_square += (counts * counts).sum(axis=0)
+        self.num_records += len(counts)
 
     def __add__(self, other: Self) -> Self:
         if not np.array_equal(self.widths, other.widths):
@@ -106,10 +128,26 @@ def per_vector(per_site: npt.NDArray[Scalar], widths: Int64) -> npt.NDArray[Scal
     return np.repeat(per_site, widths, axis=-1)
 
 
+def site_index(widths: Int64) -> Int64:
+    """(vector,) number of the site of each knowledge vector."""
+    return per_vector(np.arange(len(widths)), widths)
+
+
+def strips(num_vectors: int, records: int = 1) -> Iterator[slice]:
+    """The vector axis in runs of `STRIP` numbers of so many records."""
+    step = max(1, STRIP // records)
+    return (slice(start, start + step) for start in range(0, num_vectors, step))
+
+
 def token_mean(sums: npt.ArrayLike, counts: Int64, widths: Int64) -> Float64:
     """Mean per token, float64: sums (..., vector) over counts (..., site); 0 over 0 is 0."""
-    sums = np.asarray(sums, dtype=np.float64)
-    tokens = per_vector(counts, widths)
+    return mean_over(np.asarray(sums, dtype=np.float64), per_vector(counts, widths))
+
+
+def mean_over(sums: Float64, tokens: Int64) -> Float64:
+    """`sums` over as many `tokens`, of one shape; 0 over 0 is 0."""
+    if tokens.all():  # all but the experts that no token reached
+        return sums / tokens
     mean: Float64 = np.zeros(sums.shape)
     np.divide(sums, tokens, out=mean, where=tokens > 0)
     return mean

@@ -246,8 +246,8 @@ class _RowDigest:
     name: str
     digest: ArrayDigest
 
-    def add(self, row: Array) -> None:
-        self.digest.update(row)
+    def add(self, rows: Array) -> None:
+        self.digest.update(rows)
 
     def close(self) -> None:
         self.parent.found[self.name] = self.digest.hexdigest()

@@ -1,36 +1,50 @@
 """Every number that follows from stores: C_r, C_f, the accessor A and its sum S (Eq. 3 and 4).
 
 The retain sums are one leaf per part, added in record order, the leaves joined in part order; the
-forget records are a scan in record order. Dask runs the leaves, the order of additions never
-depends on it: `reduce_serial` is the specification and gives the same bits.
+forget records are a scan in record order. Threads read, check and decompress the next parts while
+one is added, strips of the vector axis are computed side by side, and each array goes to its sink
+in a thread of its own. The order of additions never depends on it: `reduce_serial` is the
+specification and gives the same bits.
 """
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain as chain_iterables
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from tlz import partition_all
 
-from kvwstream.accessor import accessor
-from kvwstream.coefficients import CoefficientSums, Float64, Int64, per_vector, token_mean
+from kvwstream.accessor import accessor, accessor_above
+from kvwstream.coefficients import (
+    CoefficientSums,
+    Float64,
+    Int64,
+    mean_over,
+    per_vector,
+    site_index,
+    strips,
+    token_mean,
+)
 from kvwstream.pipelines.chain import Chain
 from kvwstream.pipelines.retained import Retained
 from kvwstream.pipelines.sources import check_on_base
 from kvwstream.plan import Progressive
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore, PartData
-from kvwstream.stores.statistics import Statistics
+from kvwstream.stores.statistics import CHUNK_BYTES, Statistics
 from kvwstream.stores.statistics_writer import coordinates
 
-Leaf = tuple[CollectStore, int]
-WINDOW = 64
-"""Parts per Dask graph: bounds the graph, and with it memory, however many parts there are."""
+READ_AHEAD = 128 << 20
+"""Bytes of parts that are read ahead, at least two parts: bounds the memory."""
+MOST_AHEAD = 16
+"""Parts read at once, however small they are."""
 
+Reader = Callable[[CollectStore, int], PartData]
+"""Gives the records that count of a part."""
 
 ROW_DTYPES = {
     "forget_mean": np.float64,
@@ -38,20 +52,20 @@ ROW_DTYPES = {
     "accessor": np.float64,
     "forget_token_count": np.int64,
 }
-"""Arrays with a row per forget record, in the order of `ForgetRecord`."""
+"""Arrays with a row per forget record, in the order of `ForgetBlock`."""
 
 
-class ForgetRecord(NamedTuple):
-    """One row of the forget statistics."""
+class ForgetBlock(NamedTuple):
+    """Some rows of the forget statistics, of one record each."""
 
     mean: Float64
-    """C_f of this record (vector,)."""
+    """C_f (record, vector)."""
     running_mean: Float64
-    """Token mean over this record and all before it (vector,)."""
+    """Token mean over this record and all before it (record, vector)."""
     accessor: Float64
-    """A of this record (vector,)."""
+    """A (record, vector)."""
     counts: Int64
-    """(site,) answer positions."""
+    """(record, site) answer positions."""
 
 
 class Sink(Protocol):
@@ -61,18 +75,23 @@ class Sink(Protocol):
         """A whole array."""
 
     def rows(self, name: str, dtype: Any) -> RowSink:
-        """An array that comes one forget record at a time."""
+        """An array that comes some forget records at a time."""
         ...
 
 
 class RowSink(Protocol):
-    """Takes one row per forget record, in order."""
+    """Takes a row per forget record, in order."""
 
-    def add(self, row: Any) -> None:
-        """The next record's row."""
+    def add(self, rows: Any) -> None:
+        """The next records' rows, which nobody will change; not always in the same thread."""
 
     def close(self) -> None:
         """No more records."""
+
+
+def read_abs(store: CollectStore, index: int) -> PartData:
+    """The sums that the accessor needs."""
+    return store.read_records(index, ["abs"])
 
 
 def derive(
@@ -81,6 +100,7 @@ def derive(
     forget: Sequence[CollectStore],
     previous: Statistics | None = None,
     advance: Advance | None = None,
+    read: Reader = read_abs,
 ) -> None:
     """Send every number that follows from the stores to `sink`.
 
@@ -91,7 +111,8 @@ def derive(
         retained, sites = Retained.from_statistics(previous), previous.sites
     else:
         check_on_base(retain)
-        retained, sites = Retained.from_sums(fold_retain(retain, advance)), retain[0].sites
+        retained = Retained.from_sums(fold_retain(retain, advance, read))
+        sites = retain[0].sites
     sink.put("retain_mean", retained.mean)
     sink.put("retain_standard_error", retained.standard_error)
     sink.put("retain_token_count", retained.tokens)
@@ -102,95 +123,134 @@ def derive(
         sink.put(name, values)
     if not names:
         return
-    rows = {name: sink.rows(name, dtype) for name, dtype in ROW_DTYPES.items()}
-    total, scan = np.zeros_like(retained.mean), ForgetScan(retained.widths)
+    total, scan = np.zeros_like(retained.mean), ForgetScan(retained)
     if previous and num_before:
         scan.resume(previous)
     before = previous.attributes["progressive"] if previous else None
     chain = Chain(forget, retained, num_before, Progressive(**before) if before else None)
-    stored = _stored_records(previous, num_before) if previous else iter(())
-    records = scan_forget(forget, retained, scan, advance)
-    for number, record in enumerate(chain_iterables(stored, records)):
-        chain.at(number, total)
-        total += record.accessor
-        chain.add(record.accessor)
-        for name, row in zip(ROW_DTYPES, record, strict=True):
-            rows[name].add(row)
-    for writer in rows.values():
-        writer.close()
+    stored = _stored_blocks(previous, num_before) if previous else iter(())
+    rows = {name: sink.rows(name, dtype) for name, dtype in ROW_DTYPES.items()}
+    number, sent = 0, list[Future[None]]()
+    with ThreadPoolExecutor(len(rows)) as lanes:
+        for block in chain_iterables(stored, scan_forget(forget, scan, advance, read)):
+            for row in block.accessor:
+                chain.at(number, total)
+                total += row
+                chain.add(row)
+                number += 1
+            _settle(sent)
+            sent = [lanes.submit(rows[n].add, v) for n, v in zip(ROW_DTYPES, block, strict=True)]
+        _settle(sent)
+        _settle([lanes.submit(writer.close) for writer in rows.values()])
     sink.put("exponent", total)
     sink.put("forget_sum", scan.total)
 
 
-def _stored_records(previous: Statistics, count: int) -> Iterator[ForgetRecord]:
+def _settle(futures: Iterable[Future[Any]]) -> None:
+    for future in futures:
+        future.result()
+
+
+def _stored_blocks(previous: Statistics, count: int) -> Iterator[ForgetBlock]:
     if not count:
         return
-    means, running, rows = (
-        previous.rows(name, count) for name in ("forget_mean", "forget_running_mean", "accessor")
-    )
-    counts = previous.read("forget_token_count")
-    yield from map(ForgetRecord, means, running, rows, counts)
+    counts, number = previous.read("forget_token_count"), 0
+    names = ("forget_mean", "forget_running_mean", "accessor")
+    for blocks in zip(*(previous.blocks(name, count) for name in names), strict=True):
+        yield ForgetBlock(*blocks, counts[number : number + len(blocks[0])])
+        number += len(blocks[0])
 
 
-def fold_retain(stores: Sequence[CollectStore], advance: Advance | None = None) -> CoefficientSums:
-    """The sums over all retain records, by Dask."""
-    import dask
+def read_ahead(stores: Sequence[CollectStore], read: Reader = read_abs) -> Iterator[PartData]:
+    """Every part in order; the next ones are read and checked meanwhile, in threads."""
+    leaves = ((store, index) for store in stores for index in range(store.num_parts))
+    pending: deque[Future[PartData]] = deque()
+    pool = ThreadPoolExecutor(MOST_AHEAD)
+    try:
+        for store, index in leaves:
+            size = 4 * store.plan.num_vectors * store.plan.part(index).num_records
+            pending.append(pool.submit(read, store, index))
+            if len(pending) > min(MOST_AHEAD, max(2, READ_AHEAD // size)):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
+
+def fold_retain(
+    stores: Sequence[CollectStore], advance: Advance | None = None, read: Reader = read_abs
+) -> CoefficientSums:
+    """The sums over all retain records."""
     total = CoefficientSums.empty(stores[0].widths)
-    for window in partition_all(WINDOW, _leaves(stores)):
-        acc: Any = dask.delayed(total)
-        for leaf in window:
-            acc = dask.delayed(operator.add)(acc, dask.delayed(_sum_part, pure=False)(leaf))
-        (total,) = dask.compute(acc, scheduler="threads", num_workers=os.cpu_count())
+    for data in read_ahead(stores, read):
+        total.add_leaf(data.sums["abs"], data.counts)
         if advance:
-            advance(len(window))
+            advance(1)
     return total
 
 
 def scan_forget(
     stores: Sequence[CollectStore],
-    retained: Retained,
     scan: ForgetScan,
     advance: Advance | None = None,
-) -> Iterator[ForgetRecord]:
-    """The forget records in order; Dask reads, checks and takes logarithms ahead of the scan."""
-    import dask
-
-    for window in partition_all(os.cpu_count() or 1, _leaves(stores)):
-        tasks = [
-            dask.delayed(_measure_part, pure=False, traverse=False)(
-                leaf, retained.mean, retained.covered
-            )
-            for leaf in window
-        ]
-        measured = dask.compute(*tasks, scheduler="threads", num_workers=os.cpu_count())
-        for data, means, accessors in measured:
-            yield from scan.add(data, means, accessors)
+    read: Reader = read_abs,
+) -> Iterator[ForgetBlock]:
+    """The forget records in order, some at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for data in read_ahead(stores, read):
+            yield from scan.add(data, pool)
             if advance:
                 advance(1)
 
 
 class ForgetScan:
-    """The part of the scan that depends on the records before: sums so far."""
+    """The running sums of the forget records, and the rows that they become."""
 
-    def __init__(self, widths: Int64) -> None:
-        self.widths = widths
-        self.total = np.zeros(int(widths.sum()))
-        self.tokens = np.zeros(len(widths), np.int64)
+    def __init__(self, retained: Retained) -> None:
+        self.retained = retained
+        self.sites = site_index(retained.widths)
+        self.total = np.zeros_like(retained.mean)
+        self.tokens = np.zeros(len(retained.widths), np.int64)
+        self.step = max(1, CHUNK_BYTES // self.total.nbytes)
+        self.number = 0
 
     def resume(self, previous: Statistics) -> None:
         """Go on where the forget records of `previous` ended."""
         self.total += previous.read("forget_sum")
-        self.tokens += previous.read("forget_token_count").sum(axis=0)
+        counts = previous.read("forget_token_count")
+        self.tokens += counts.sum(axis=0)
+        self.number = len(counts)
 
-    def add(self, data: PartData, means: Float64, accessors: Float64) -> Iterator[ForgetRecord]:
-        """Records of the next part."""
-        rows = zip(data.sums["abs"], data.counts, means, accessors, strict=True)
-        for sums, counts, mean, values in rows:
-            self.total += sums
-            self.tokens += counts
-            running = token_mean(self.total, self.tokens, self.widths)
-            yield ForgetRecord(mean, running, values, counts)
+    def add(self, data: PartData, pool: ThreadPoolExecutor) -> Iterator[ForgetBlock]:
+        """The next part, in blocks that end where chunks of the statistics end."""
+        sums, start = data.sums["abs"], 0
+        while start < len(sums):
+            stop = min(len(sums), start + self.step - self.number % self.step)
+            yield self._block(sums[start:stop], data.counts[start:stop], pool)
+            self.number += stop - start
+            start = stop
+
+    def _block(self, sums: Any, counts: Int64, pool: ThreadPoolExecutor) -> ForgetBlock:
+        block = ForgetBlock(*(np.empty(sums.shape) for _ in range(3)), counts)
+        running = self.tokens + counts.cumsum(axis=0)
+
+        def fill(strip: slice) -> None:
+            rows, sites = sums[:, strip].astype(np.float64), self.sites[strip]
+            mean = mean_over(rows, counts[:, sites])
+            block.mean[:, strip] = mean
+            block.accessor[:, strip] = accessor_above(
+                mean, self.retained.log_mean[strip], self.retained.covered[strip]
+            )
+            for row in rows:
+                self.total[strip] += row
+                row[:] = self.total[strip]
+            block.running_mean[:, strip] = mean_over(rows, running[:, sites])
+
+        self.retained.log_mean, self.retained.covered  # noqa: B018 - once, not once per thread
+        _settle([pool.submit(fill, strip) for strip in strips(len(self.total), len(sums))])
+        self.tokens = running[-1]
+        return block
 
 
 def reduce_serial(
@@ -203,42 +263,26 @@ def reduce_serial(
         for row, counts in zip(data.sums["abs"], data.counts, strict=True):
             leaf.add(row, counts)
         sums = sums + leaf
-    mean, scan, records = sums.mean(), ForgetScan(widths), list[ForgetRecord]()
-    mask = per_vector(sums.coverage(), widths)
+    mean, mask = sums.mean(), per_vector(sums.coverage(), widths)
+    before, total = np.zeros((2, len(mean)))
+    tokens = np.zeros(len(widths), np.int64)
+    means, running, rows, counts = (list[Any]() for _ in range(4))
     for data in forget:
-        means = token_mean(data.sums["abs"], data.counts, widths)
-        records += scan.add(data, means, accessor(means, mean, mask))
-    total = np.zeros_like(mean)
-    for record in records:
-        total = total + record.accessor
+        for row, count in zip(data.sums["abs"], data.counts, strict=True):
+            before, tokens = before + row, tokens + count
+            means.append(token_mean(row, count, widths))
+            running.append(token_mean(before, tokens, widths))
+            rows.append(accessor(means[-1], mean, mask))
+            total = total + rows[-1]
+            counts.append(count)
     return {
         "retain_mean": mean,
         "retain_standard_error": sums.standard_error(),
         "retain_token_count": sums.tokens,
-        "forget_mean": np.array([record.mean for record in records]),
-        "forget_running_mean": np.array([record.running_mean for record in records]),
-        "accessor": np.array([record.accessor for record in records]),
-        "forget_token_count": np.array([record.counts for record in records]),
+        "forget_mean": np.array(means),
+        "forget_running_mean": np.array(running),
+        "accessor": np.array(rows),
+        "forget_token_count": np.array(counts),
         "exponent": total,
-        "forget_sum": scan.total,
+        "forget_sum": before,
     }
-
-
-def _leaves(stores: Sequence[CollectStore]) -> Iterator[Leaf]:
-    return ((store, index) for store in stores for index in range(store.num_parts))
-
-
-def _sum_part(leaf: Leaf) -> CoefficientSums:
-    store, index = leaf
-    data = store.read_records(index, ["abs"])
-    sums = CoefficientSums.empty(store.widths)
-    for row, counts in zip(data.sums["abs"], data.counts, strict=True):
-        sums.add(row, counts)
-    return sums
-
-
-def _measure_part(leaf: Leaf, retain_mean: Float64, mask: Any) -> tuple[PartData, Float64, Float64]:
-    store, index = leaf
-    data = store.read_records(index, ["abs"])
-    means = token_mean(data.sums["abs"], data.counts, store.widths)
-    return data, means, accessor(means, retain_mean, mask)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -112,20 +112,45 @@ def write_array(
     ArrayWriter(location, name, values.shape, kind, dims, chunks, shards).write(values)
 
 
-def read_array(location: Location, name: str, rows: slice = slice(None)) -> Array:
+def read_array(location: Location, name: str) -> Array:
     """The array at `location/name`; `DamageError` or `StorageError` where it cannot be read."""
+    with _decoding(location, name) as place:
+        values = _open(place)[...]
+    return np.asarray(values)
+
+
+def read_blocks(location: Location, name: str, rows: int) -> Iterator[Array]:
+    """The array at `location/name`, a chunk along its first axis at a time, each read once.
+
+    `DamageError` unless it has so many `rows`.
+    """
+    with _decoding(location, name) as place:
+        array = _open(place)
+        if array.shape[0] != rows:
+            raise ValueError(f"it has {array.shape[0]} rows, expected {rows}")
+    for start in range(0, rows, array.chunks[0]):
+        with _decoding(location, name):
+            block = np.asarray(array[start : start + array.chunks[0]])
+        yield block
+
+
+def _open(place: Location) -> Any:
+    return zarr.open_array(place.zarr(), mode="r", zarr_format=3)
+
+
+@contextmanager
+def _decoding(location: Location, name: str) -> Iterator[Location]:
     place = location.at(*name.split("/"))
     if place.is_absent():
         raise DamageError(f"{place.url}: is missing")
     with storage_errors(place.url):
         try:
-            values = zarr.open_array(place.zarr(), mode="r", zarr_format=3)[rows]
+            yield place
         except NodeNotFoundError as error:
             raise DamageError(f"{place.url}: is missing") from error
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             # Codecs and metadata report damage by these; what they say names no file.
             raise DamageError(f"{place.url}: cannot be decoded: {error}") from error
-    return np.asarray(values)
 
 
 def write_table(location: Location, name: str, dim: str, columns: Mapping[str, Array]) -> None:
@@ -157,25 +182,35 @@ def read_table(location: Location, name: str, columns: tuple[str, ...]) -> dict[
 
 def read_attributes(location: Location) -> dict[str, Any]:
     """Attributes of the Zarr group at `location`; `DamageError` if there is none."""
-    attributes = None
-    document = location.read("zarr.json")
+    return parse_group(location, location.read("zarr.json"))[0]
+
+
+def parse_group(
+    location: Location, document: bytes | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes, and metadata of the arrays that are consolidated, of a group's `document`."""
+    attributes, metadata = None, dict[str, Any]()
     if document is not None:
         with suppress(ValueError, KeyError, TypeError):
-            attributes = json.loads(document)["attributes"]
+            group = json.loads(document)
+            attributes = group["attributes"]
+            metadata = dict(group.get("consolidated_metadata", {})["metadata"])
     if not isinstance(attributes, dict):
         what = "no Zarr group with attributes is there" if location.exists() else "nothing is there"
         raise DamageError(f"{location.url}: {what}")
-    return attributes
+    return attributes, metadata
 
 
-def check_group(location: Location, arrays: Iterable[str] = ()) -> None:
-    """`DamageError` if the group's document is not what its attributes and arrays give.
+def check_group(
+    location: Location, arrays: Iterable[str] = (), document: bytes | None = None
+) -> None:
+    """`DamageError` if the group's `document` is not what its attributes and arrays give.
 
-    The arrays must have been read: their metadata are trusted.
+    It is read unless it is given.
     """
-    attributes = read_attributes(location)
-    document = group_document(attributes, location if arrays else None, arrays)
-    if location.read("zarr.json") != document:
+    document = location.read("zarr.json") if document is None else document
+    attributes, _ = parse_group(location, document)
+    if document != group_document(attributes, location if arrays else None, arrays):
         raise DamageError(
             f"{location.url}/zarr.json: changed, or metadata of its arrays are; "
             "plain Zarr and xarray may read it wrong"
@@ -199,8 +234,14 @@ def group_document(
         metadata = {}
         for name in arrays:
             content = location.read(f"{name}/zarr.json")
-            assert content is not None, f"{name} is not written yet"
-            metadata[name] = json.loads(content)
+            if content is None:
+                raise DamageError(f"{location.url}/{name}: is missing")
+            try:
+                metadata[name] = json.loads(content)
+            except ValueError as error:
+                raise DamageError(
+                    f"{location.url}/{name}: its metadata cannot be decoded: {error}"
+                ) from error
         document["consolidated_metadata"] = {
             "kind": "inline",
             "must_understand": False,

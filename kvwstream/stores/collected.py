@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,12 +30,13 @@ from kvwstream.stores.arrays import (
     Array,
     digest_array,
     group_document,
-    read_array,
+    parse_group,
     read_attributes,
     write_array,
 )
 from kvwstream.stores.ending import Ending, read_ending
 from kvwstream.stores.location import Location
+from kvwstream.stores.parts import read_part_array
 from kvwstream.stores.revisions import Revision, read_revisions
 from kvwstream.stores.running import is_note
 from kvwstream.stores.tables import ExampleTable, read_examples, read_sites, write_tables
@@ -64,6 +65,8 @@ class CollectStore:
     sites: list[Site]
     examples: ExampleTable
     revision: Revision
+    _seals: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """Those that were read and are the plan's: a seal never changes."""
 
     @classmethod
     def create(
@@ -234,28 +237,43 @@ class CollectStore:
 
     def read_seal(self, index: int) -> dict[str, Any]:
         """The seal of a part; `DamageError` if it is missing, unreadable or of another plan."""
+        if index not in self._seals:
+            self._parse_seal(index, self.read_document(index))
+        return self._seals[index]
+
+    def read_document(self, index: int) -> bytes | None:
+        """What seals a part, as bytes: its group's document."""
+        return self.location.at("parts", self.plan.part(index).name).read("zarr.json")
+
+    def _parse_seal(self, index: int, document: bytes | None) -> tuple[dict[str, Any], ...]:
         part = self.plan.part(index)
         name = f"{self.location.url}/parts/{part.name}"
         try:
-            seal = read_attributes(self.location.at("parts", part.name)).get("seal")
+            attributes, metadata = parse_group(self.location.at("parts", part.name), document)
+            seal = attributes.get("seal")
         except DamageError:
             seal = None
         if not isinstance(seal, dict) or not isinstance(seal.get("sha256"), dict):
             raise DamageError(f"{name}: its seal is missing or unreadable")
         expected = {"plan": self.plan.digest, **part._asdict()}
-        for field, value in expected.items():
-            if seal.get(field) != value:
+        for key, value in expected.items():
+            if seal.get(key) != value:
                 raise DamageError(
-                    f"{name}: its seal says {field} {seal.get(field)!r}, the plan says {value!r}"
+                    f"{name}: its seal says {key} {seal.get(key)!r}, the plan says {value!r}"
                 )
-        return seal
+        self._seals[index] = seal
+        return seal, metadata
 
-    def read_part(self, index: int, moments: Sequence[str] | None = None) -> PartData:
+    def read_part(
+        self, index: int, moments: Sequence[str] | None = None, document: bytes | None = None
+    ) -> PartData:
         """A part, checked against its seal; `DamageError` naming the array that is not as sealed.
 
-        `moments` (default: all of the plan) selects which sums are read.
+        `moments` (default: all of the plan) selects which sums are read. The `document` that seals
+        it is read unless it is given; each object is read once.
         """
-        part, seal = self.plan.part(index), self.read_seal(index)
+        part = self.plan.part(index)
+        seal, metadata = self._parse_seal(index, document or self.read_document(index))
         place = self.location.at("parts", part.name)
         shapes = {
             f"{moment}_sum": (part.num_records, self.plan.num_vectors)
@@ -264,7 +282,7 @@ class CollectStore:
         shapes[COUNT] = (part.num_records, self.plan.num_sites)
         arrays: dict[str, Array] = {}
         for name, shape in shapes.items():
-            arrays[name] = values = read_array(place, name)
+            arrays[name] = values = read_part_array(place, name, metadata.get(name, {}))
             if values.shape != shape or digest_array(values) != seal["sha256"].get(name):
                 raise DamageError(
                     f"{place.url}/{name}: is not what the seal says; restore the part, or delete "
@@ -275,7 +293,10 @@ class CollectStore:
 
     def read_records(self, index: int, moments: Sequence[str] | None = None) -> PartData:
         """`read_part` without the records that are withdrawn."""
-        data = self.read_part(index, moments)
+        return self.without_withdrawn(self.read_part(index, moments))
+
+    def without_withdrawn(self, data: PartData) -> PartData:
+        """The records of a part that count."""
         if not self.revision.removed:
             return data
         kept = np.isin(np.arange(data.part.start, data.part.stop), self.records)

@@ -115,12 +115,17 @@ class Location:
 
     def read(self, name: str) -> bytes | None:
         """The object, or None where there is none."""
+        view = self.view(name)
+        return None if view is None else bytes(view)
+
+    def view(self, name: str) -> memoryview | None:
+        """`read` without a copy."""
         if self.is_absent():
             return None
         store, prefix = self._store()
         with storage_errors(f"{self.url}/{name}"):
             try:
-                return bytes(obstore.get(store, prefix + name).bytes())
+                return memoryview(obstore.get(store, prefix + name).bytes())
             except FileNotFoundError:
                 return None
 

@@ -21,6 +21,7 @@ from kvwstream.stores.arrays import (
     digest_array,
     read_array,
     read_attributes,
+    read_blocks,
 )
 from kvwstream.stores.location import Location
 
@@ -132,22 +133,33 @@ class Statistics:
             raise self._damage(name)
         return values
 
+    def check(self, name: str) -> None:
+        """`DamageError` unless an array is as digested; a chunk in memory at a time."""
+        if len(DIMS.get(name, ())) == 2 and self.num_forget_records:
+            for _ in self.blocks(name, self.num_forget_records):
+                pass
+        else:
+            self.read(name)
+
     def rows(self, name: str, count: int) -> Iterator[Float64]:
-        """The first `count` rows of an array (record, vector), a chunk in memory at a time.
+        """`blocks`, row by row."""
+        for block in self.blocks(name, count):
+            yield from block
+
+    def blocks(self, name: str, count: int) -> Iterator[Array]:
+        """The first `count` rows of an array over records, a chunk in memory at a time.
 
         Everything is read and checked against the SHA-256, so what was made of the rows counts only
         when they have come to their end: `DamageError` comes last. No rows, no check.
         """
         self.require_forget()
-        step = max(1, CHUNK_BYTES // (8 * sum(site.width for site in self.sites)))
         digest: ArrayDigest | None = None
-        for start in range(0, self.num_forget_records if count else 0, step):
-            last = start + step >= self.num_forget_records
-            block = read_array(self.location, name, slice(start, None if last else start + step))
+        for block in read_blocks(self.location, name, self.num_forget_records) if count else ():
             if digest is None:
                 digest = ArrayDigest(block.dtype, (self.num_forget_records, *block.shape[1:]))
             digest.update(block)
-            yield from block[: max(0, count - start)]
+            yield block[: max(0, count)]
+            count -= len(block)
         if digest and digest.hexdigest() != self.attributes["sha256"].get(name):
             raise self._damage(name)
 

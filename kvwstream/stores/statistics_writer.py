@@ -113,12 +113,15 @@ class RowWriter:
         self.pending: list[Array] = []
         self.done = 0
 
-    def add(self, row: Array) -> None:
-        """Take the next record's row."""
-        self.digest.update(row)
-        self.pending.append(row)
-        if len(self.pending) == self.step:
-            self._flush()
+    def add(self, rows: Array) -> None:
+        """Take the next records' rows, however many."""
+        self.digest.update(rows)
+        while len(rows):
+            room = self.step - sum(map(len, self.pending))
+            self.pending.append(rows[:room])
+            if len(rows) >= room:
+                self._flush()
+            rows = rows[room:]
 
     def close(self) -> None:
         """Write what is left; every record must have come."""
@@ -128,8 +131,9 @@ class RowWriter:
 
     def _flush(self) -> None:
         if self.pending:
-            stop = self.done + len(self.pending)
-            self.array.write(np.stack(self.pending), slice(self.done, stop))
+            stop = self.done + sum(map(len, self.pending))
+            whole = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending)
+            self.array.write(whole, slice(self.done, stop))
             self.done, self.pending = stop, []
 
 
