@@ -221,8 +221,7 @@ class CollectStore:
             seal = None
         if not isinstance(seal, dict) or not isinstance(seal.get("sha256"), dict):
             raise DamageError(f"{name}: its seal is missing or unreadable")
-        expected = {"plan": self.plan.digest, **part._asdict()}
-        for key, value in expected.items():
+        for key, value in {"plan": self.plan.digest, **part._asdict()}.items():
             if seal.get(key) != value:
                 raise DamageError(
                     f"{name}: its seal says {key} {seal.get(key)!r}, the plan says {value!r}"
@@ -238,8 +237,8 @@ class CollectStore:
         `moments` (default: all of the plan) selects which sums are read. The `document` that seals
         it is read unless it is given; each object is read once.
         """
-        part = self.plan.part(index)
         seal, metadata = self._parse_seal(index, document or self.read_document(index))
+        part = self.plan.part(index)
         place = self.location.at("parts", part.name)
         shapes = {
             f"{moment}_sum": (part.num_records, self.plan.num_vectors)
