@@ -35,8 +35,9 @@ from kvwstream.pipelines.worker import check_weights
 from kvwstream.plan import CollectPlan, Site
 from kvwstream.sites import find_sites
 from kvwstream.smollm2 import smollm2_checkpoint
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
+from kvwstream.stores.sealed_part import PartData
 from kvwstream.stores.tables import COLUMNS, ExampleTable, sites_digest
 
 DOC = Path(__file__).parent.parent / "docs" / "scale.md"

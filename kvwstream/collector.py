@@ -167,9 +167,12 @@ def record_sums(
         inputs |= {"past_key_values": cache, "use_cache": True}
         positions = positions_behind(model, cache, *batch.inputs["input_ids"].shape)
         inputs |= {} if positions is None else {"position_ids": positions}
-    with site_inputs(model, sites, take), _inward_inputs(model, sites[-1], select):
-        with suppress(_LastSiteSeenError):
-            model(**inputs)
+    with (
+        suppress(_LastSiteSeenError),
+        site_inputs(model, sites, take),
+        _inward_inputs(model, sites[-1], select),
+    ):
+        model(**inputs)
     if len(fired) == len(sites):
         return sums
     missed = [site.path for number, site in enumerate(sites) if number not in fired]

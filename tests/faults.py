@@ -323,7 +323,7 @@ STORE = [
     Fault(
         "garbage metadata",
         lambda s: (s / PART / "abs_sum/zarr.json").write_text("[]"),
-        rf"{PART}/abs_sum: cannot be decoded",
+        rf"{PART}/zarr.json: changed, or metadata of its arrays are",
     ),
     Fault(
         "deleted array",

@@ -561,7 +561,7 @@ CASES = [
         "a deleted chunk",
         unlink("retain.zarr/parts/000001/abs_sum/c/0/0"),
         REDUCE,
-        r"retain\.zarr/parts/000001/abs_sum: is not what the seal says; restore the part, or",
+        r"retain\.zarr/parts/000001/abs_sum: is missing; restore the part, or",
     ),
     Case(
         "a flipped bit",

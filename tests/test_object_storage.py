@@ -205,9 +205,9 @@ REDUCE = [
     Point("GET", r"retain\.zarr/zarr\.json$", "retain.zarr/zarr.json: "),
     Point("GET", r"examples/id/c/0$", "retain.zarr/examples/id: "),
     Point("GET", r"retain\.zarr/parts/000001/zarr\.json$", "parts/000001/zarr.json: "),
-    Point("GET", r"parts/000001/abs_sum/zarr\.json$", "parts/000001/abs_sum: "),
-    Point("GET", r"parts/000001/abs_sum/c/0/0$", "parts/000001/abs_sum: "),
-    Point("GET", r"parts/000000/token_count/c/0/0$", "parts/000000/token_count: "),
+    Point("GET", r"parts/000001/abs_sum/c/0/0$", "parts/000001/abs_sum/c/0/0: "),
+    Point("GET", r"parts/000000/token_count/c/0/0$", "parts/000000/token_count/c/0/0: "),
+    Point("GET", r"forget\.zarr/parts/000000/abs_sum/c/0/0$", "parts/000000/abs_sum/c/0/0: "),
     Point("PUT", r"statistics\.zarr/accessor/c/0/0$", "statistics.zarr/accessor/c/0/0: "),
     Point("PUT", r"statistics\.zarr/zarr\.json$", "statistics.zarr/zarr.json: "),
 ]

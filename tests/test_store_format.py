@@ -18,8 +18,9 @@ from kvwstream.canonical import canonical_json
 from kvwstream.passes import in_order
 from kvwstream.plan import CollectPlan, Site, order_by_seed
 from kvwstream.stores.arrays import ArrayDigest, digest_array
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
+from kvwstream.stores.sealed_part import PartData
 from kvwstream.stores.tables import ExampleTable, sites_digest
 from tests.conftest import tree_bytes
 

@@ -15,9 +15,9 @@ from kvwstream.pipelines.audit_checkpoint import audit_checkpoint
 from kvwstream.pipelines.audit_gates import audit_adapter, audit_gates_file
 from kvwstream.pipelines.audit_manifest import read_manifest
 from kvwstream.pipelines.audit_report import Audit
-from kvwstream.pipelines.audit_store import audit_statistics, audit_store
+from kvwstream.pipelines.audit_statistics import audit_statistics
+from kvwstream.pipelines.audit_store import StoreAudit, audit_store
 from kvwstream.stores.arrays import read_attributes
-from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
 
 
@@ -31,7 +31,7 @@ def audit(
     sense; whatever is wrong is a finding.
     """
     result = Audit()
-    stores: list[CollectStore] = []
+    stores: list[tuple[Audit, StoreAudit | None]] = []
     later: list[str] = []
     for path in paths:
         location = Location(path)
@@ -42,11 +42,19 @@ def audit(
         elif location.is_local and _is_result(location):
             _audit_result(result, location.path, base, statistics)
         elif _kind(location) == "collect":
-            stores += audit_store(result, location)
+            found = Audit()
+            stores.append((found, audit_store(found, location)))
         else:
             later.append(path)
+    derived, sound = Audit(), result.passed and all(found.passed for found, _ in stores)
     for path in later:
-        audit_statistics(result, Location(path), stores)
+        opened = [store for _, store in stores if store]
+        audit_statistics(derived, Location(path), opened, sound=sound)
+    for found, store in stores:
+        if store:
+            store.finish(found)
+        result.add(found)
+    result.add(derived)
     return result
 
 

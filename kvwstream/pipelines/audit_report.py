@@ -24,6 +24,12 @@ class Audit:
         """Whether everything that was checked holds."""
         return not self.findings
 
+    def add(self, other: Audit) -> None:
+        """What was found out about further artefacts."""
+        self.verified += other.verified
+        self.findings += other.findings
+        self.notes += other.notes
+
     def attempt(self, check: Callable[[], str | None]) -> bool:
         """Run one check: a line that it returns is verified, what it raises is a finding."""
         try:

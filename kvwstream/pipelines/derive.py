@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from kvwstream.accessor import accessor, accessor_above
+from kvwstream.accessor import accessor, accessor_above, log_mean
 from kvwstream.coefficients import (
     CoefficientSums,
     Float64,
@@ -34,7 +34,8 @@ from kvwstream.pipelines.retained import Retained
 from kvwstream.pipelines.sources import check_on_base
 from kvwstream.plan import Progressive
 from kvwstream.progress import Advance
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
+from kvwstream.stores.sealed_part import PartData
 from kvwstream.stores.statistics import CHUNK_BYTES, Statistics
 from kvwstream.stores.statistics_writer import coordinates
 
@@ -157,8 +158,9 @@ def _stored_blocks(previous: Statistics, count: int) -> Iterator[ForgetBlock]:
     counts, number = previous.read("forget_token_count"), 0
     names = ("forget_mean", "forget_running_mean", "accessor")
     for blocks in zip(*(previous.blocks(name, count) for name in names), strict=True):
-        yield ForgetBlock(*blocks, counts[number : number + len(blocks[0])])
-        number += len(blocks[0])
+        mean, running_mean, rows = blocks
+        yield ForgetBlock(mean, running_mean, rows, counts[number : number + len(rows)])
+        number += len(rows)
 
 
 def read_ahead(stores: Sequence[CollectStore], read: Reader = read_abs) -> Iterator[PartData]:
@@ -208,7 +210,7 @@ class ForgetScan:
     """The running sums of the forget records, and the rows that they become."""
 
     def __init__(self, retained: Retained) -> None:
-        self.retained = retained
+        self.log_retain, self.covered = log_mean(retained.mean), retained.covered
         self.sites = site_index(retained.widths)
         self.total = np.zeros_like(retained.mean)
         self.tokens = np.zeros(len(retained.widths), np.int64)
@@ -232,25 +234,21 @@ class ForgetScan:
             start = stop
 
     def _block(self, sums: Any, counts: Int64, pool: ThreadPoolExecutor) -> ForgetBlock:
-        block = ForgetBlock(*(np.empty(sums.shape) for _ in range(3)), counts)
-        running = self.tokens + counts.cumsum(axis=0)
+        mean, running, rows = (np.empty(sums.shape) for _ in range(3))
+        tokens = self.tokens + counts.cumsum(axis=0)
 
         def fill(strip: slice) -> None:
-            rows, sites = sums[:, strip].astype(np.float64), self.sites[strip]
-            mean = mean_over(rows, counts[:, sites])
-            block.mean[:, strip] = mean
-            block.accessor[:, strip] = accessor_above(
-                mean, self.retained.log_mean[strip], self.retained.covered[strip]
-            )
-            for row in rows:
+            values, sites = sums[:, strip].astype(np.float64), self.sites[strip]
+            mean[:, strip] = of_record = mean_over(values, counts[:, sites])
+            rows[:, strip] = accessor_above(of_record, self.log_retain[strip], self.covered[strip])
+            for row in values:
                 self.total[strip] += row
                 row[:] = self.total[strip]
-            block.running_mean[:, strip] = mean_over(rows, running[:, sites])
+            running[:, strip] = mean_over(values, tokens[:, sites])
 
-        self.retained.log_mean, self.retained.covered  # noqa: B018 - once, not once per thread
         _settle([pool.submit(fill, strip) for strip in strips(len(self.total), len(sums))])
-        self.tokens = running[-1]
-        return block
+        self.tokens = tokens[-1]
+        return ForgetBlock(mean, running, rows, counts)
 
 
 def reduce_serial(

@@ -15,7 +15,7 @@ from kvwstream.pipelines.preparation import Pass, Preparation
 from kvwstream.plan import Part
 from kvwstream.prefix_cache import PrefixCache
 from kvwstream.progress import Advance
-from kvwstream.stores.collected import PartData
+from kvwstream.stores.sealed_part import PartData
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """How far sums behind a shared prefix may be from those without, relative to the largest. What a

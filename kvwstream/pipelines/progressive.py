@@ -28,8 +28,9 @@ from kvwstream.plan import CollectPlan, Progressive, Site
 from kvwstream.progress import Advance
 from kvwstream.rounding import encode
 from kvwstream.stores.arrays import digest_array
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
+from kvwstream.stores.sealed_part import PartData
 from kvwstream.stores.statistics import Statistics
 
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

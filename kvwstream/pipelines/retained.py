@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kvwstream.accessor import log_mean
 from kvwstream.canonical import digest_of
 from kvwstream.coefficients import CoefficientSums, Float64, Int64, per_vector
 from kvwstream.stores.arrays import digest_array
@@ -44,11 +43,6 @@ class Retained:
     def covered(self) -> npt.NDArray[np.bool_]:
         """(vector,) False where no retain token reached the site."""
         return per_vector(self.tokens > 0, self.widths)
-
-    @cached_property
-    def log_mean(self) -> Float64:
-        """(vector,) log(C_r + eps)."""
-        return log_mean(self.mean)
 
     @property
     def digest(self) -> str:

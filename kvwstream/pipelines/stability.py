@@ -17,8 +17,9 @@ from kvwstream.coefficients import CoefficientSums, Float64, per_vector
 from kvwstream.errors import OptionError
 from kvwstream.plan import CollectPlan, Part
 from kvwstream.progress import Progress
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.ending import Ending, write_ending
+from kvwstream.stores.sealed_part import PartData
 
 ERRORS = 2
 """Standard errors that the bound allows for: about 95 % of a normal distribution."""

@@ -24,10 +24,11 @@ from kvwstream.plan import Part, Site
 from kvwstream.progress import Advance
 from kvwstream.readers import Source
 from kvwstream.rounding import decode
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.environment import claim
 from kvwstream.stores.location import Location
 from kvwstream.stores.running import Notebook
+from kvwstream.stores.sealed_part import PartData
 
 
 @dataclass(frozen=True)

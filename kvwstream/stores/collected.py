@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from kvwstream.canonical import digest_of
-from kvwstream.coefficients import Float32, Int64
+from kvwstream.coefficients import Int64
 from kvwstream.errors import DamageError, IncompleteError, PlanMismatchError, StorageError
 from kvwstream.examples import BadRow
 from kvwstream.plan import CollectPlan, Part, Site
@@ -32,28 +32,16 @@ from kvwstream.stores.arrays import (
     group_document,
     parse_group,
     read_attributes,
-    write_array,
 )
 from kvwstream.stores.ending import Ending, read_ending
 from kvwstream.stores.location import Location
 from kvwstream.stores.parts import read_part_array
 from kvwstream.stores.revisions import Revision, read_revisions
 from kvwstream.stores.running import is_note
+from kvwstream.stores.sealed_part import COUNT, PartData, seal_part
 from kvwstream.stores.tables import ExampleTable, read_examples, read_sites, write_tables
 
-COUNT = "token_count"
 SEAL_NAME = re.compile(r"parts/(\d{6,})/zarr\.json")
-
-
-@dataclass(frozen=True)
-class PartData:
-    """A sealed part in memory."""
-
-    part: Part
-    sums: dict[str, Float32]
-    """Per moment, (record, vector) float32."""
-    counts: Int64
-    """(record, site) answer positions."""
 
 
 @dataclass(frozen=True)
@@ -195,39 +183,11 @@ class CollectStore:
         if place.read("zarr.json") is not None:
             return
         try:
-            self._write_part(place, data, environment, exponent)
+            seal_part(place, self.plan, self.widths, data, environment, exponent)
         except StorageError:
             # Another worker may have sealed it in the meantime, and cleared away our drafts.
             if place.read("zarr.json") is None:
                 raise
-
-    def _write_part(
-        self,
-        place: Location,
-        data: PartData,
-        environment: Mapping[str, str],
-        exponent: str | None,
-    ) -> None:
-        records, width = data.part.num_records, int(self.widths.max())
-        chunk = (records, width)
-        shard = (records, -(-self.plan.num_vectors // width) * width)
-        for moment, sums in data.sums.items():
-            write_array(place, f"{moment}_sum", sums, ("record", "vector"), chunk, shard)
-        write_array(place, COUNT, data.counts, ("record", "site"), data.counts.shape)
-        sha256 = {f"{moment}_sum": digest_array(sums) for moment, sums in data.sums.items()}
-        sha256[COUNT] = digest_array(data.counts)
-        place.sync()
-        seal = {
-            "plan": self.plan.digest,
-            **data.part._asdict(),
-            "num_tokens": int(data.counts.max(axis=1).sum()),
-            "sha256": sha256,
-            "environment": dict(environment),
-        }
-        if exponent is not None:
-            seal["exponent"] = exponent
-        place.create("zarr.json", group_document({"seal": seal}, place, sha256))
-        place.sync()
 
     def tidy(self) -> None:
         """Clear away what workers left behind, once every part is sealed and nobody is needed."""
@@ -255,8 +215,7 @@ class CollectStore:
             seal = None
         if not isinstance(seal, dict) or not isinstance(seal.get("sha256"), dict):
             raise DamageError(f"{name}: its seal is missing or unreadable")
-        expected = {"plan": self.plan.digest, **part._asdict()}
-        for key, value in expected.items():
+        for key, value in {"plan": self.plan.digest, **part._asdict()}.items():
             if seal.get(key) != value:
                 raise DamageError(
                     f"{name}: its seal says {key} {seal.get(key)!r}, the plan says {value!r}"
@@ -272,8 +231,8 @@ class CollectStore:
         `moments` (default: all of the plan) selects which sums are read. The `document` that seals
         it is read unless it is given; each object is read once.
         """
-        part = self.plan.part(index)
         seal, metadata = self._parse_seal(index, document or self.read_document(index))
+        part = self.plan.part(index)
         place = self.location.at("parts", part.name)
         shapes = {
             f"{moment}_sum": (part.num_records, self.plan.num_vectors)

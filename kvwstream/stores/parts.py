@@ -22,6 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 
 CRC = 4
 """Bytes of a CRC-32C."""
+HEADER = 16
+"""Bytes of Blosc's header."""
 CODECS = ["bytes", "blosc", "crc32c"]
 INDEX_CODECS = ["bytes", "crc32c"]
 
@@ -38,7 +40,10 @@ def read_part_array(place: Location, name: str, metadata: Any) -> Array:
         first = metadata["codecs"][0]
         view = place.view(f"{name}/c/0/0")
         if view is None:
-            raise LookupError("its only object is missing")
+            raise DamageError(
+                f"{place.url}/{name}: is missing; restore the part, or delete {place.url} and run "
+                "the same `kvwstream collect` again"
+            )
         raw, values = np.frombuffer(view, np.uint8), np.empty(whole, dtype)
         if first["name"] != "sharding_indexed":
             _check_codecs(metadata["codecs"], CODECS)
@@ -66,12 +71,16 @@ def _check_codecs(found: Any, expected: list[str]) -> None:
 
 
 def _decode(raw: Bytes, into: Array) -> None:
-    into[...] = np.frombuffer(decompress(_checked(raw)), into.dtype).reshape(into.shape)
+    content = _checked(raw)
+    # Blosc trusts its header: bytes 12 to 15 are how many it reads.
+    if len(content) < HEADER or int.from_bytes(content[12:HEADER], "little") != len(content):
+        raise ValueError("a chunk is not as long as it says")
+    into[...] = np.frombuffer(decompress(content), into.dtype).reshape(into.shape)
 
 
 def _checked(raw: Bytes) -> Bytes:
     """What stands before its CRC-32C."""
     content = raw[:-CRC]
-    if crc32c(content) != int.from_bytes(raw[-CRC:], "little"):
+    if len(raw) < CRC or crc32c(content) != int.from_bytes(raw[-CRC:], "little"):
         raise ValueError("its CRC-32C is another")
     return content

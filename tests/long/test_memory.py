@@ -15,8 +15,9 @@ import pytest
 
 from kvwstream.passes import in_order
 from kvwstream.plan import CollectPlan, Site
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
+from kvwstream.stores.sealed_part import PartData
 from kvwstream.stores.tables import ExampleTable, sites_digest
 from tests.conftest import COLOURS, THINGS, question, write_rows
 
