@@ -19,7 +19,7 @@ LEVELS = [
     | {"rounding", "reproducible", "smollm2"},
     {"sites", "answers", "accessor", "coefficients", "strength"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
-    | {"manifest", "gates_file", "adapter"},
+    | {"manifest", "gates_file", "adapter", "generation"},
     {"pipelines"},
     {"preview", "options", "commands", "cli", "__init__", "__main__"},
 ]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-
-from transformers import GenerationConfig, PreTrainedModel
 
 from kvwstream.accessor import vector_gates
 from kvwstream.answers import AnswerEncoder
@@ -17,8 +15,9 @@ from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import OptionError, StorageError
 from kvwstream.examples import Example
 from kvwstream.gates import gated
+from kvwstream.generation import generate_answers
 from kvwstream.metrics import chooses, clean, contains, rouge_l
-from kvwstream.models import LoadedModel, inference, load_model
+from kvwstream.models import LoadedModel, load_model
 from kvwstream.pipelines.recipe import Recipe, check_base, collected_arithmetic
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.location import Location
@@ -132,41 +131,16 @@ def judge(
 ) -> Evaluation:
     """Greedy answers of a loaded model, at most `max_new_tokens` long, judged one by one."""
     encoder = AnswerEncoder(loaded.processor, loaded.model.config)
-    own = loaded.model.generation_config
-    ends = encoder.tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=encoder.tokenizer.pad_token_id,
-    )
-    judgements: list[Judgement] = []
-    if encoder.rows_interact:
-        batch_size = 1
-    with (
-        (progress or Silent()).task("evaluate", len(examples), "examples") as advance,
-        inference(loaded.model),
-        _generation_by(loaded.model, greedy),
-    ):
-        for start in range(0, len(examples), batch_size):
-            chosen = examples[start : start + batch_size]
-            inputs = {k: v.to(loaded.device) for k, v in encoder.prompts(chosen).items()}
-            length = inputs["input_ids"].shape[1]
-            tokens = loaded.model.generate(**inputs)[:, length:]
-            responses = encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            judgements += map(_judge, chosen, responses)
-            advance(len(chosen), tokens.numel())
-    return Evaluation(judgements)
-
-
-@contextmanager
-def _generation_by(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Generate by `config` alone: the model's own (repetition penalty, ...) would fill its gaps."""
-    own, model.generation_config = model.generation_config, config
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    with (progress or Silent()).task("evaluate", len(examples), "examples") as advance:
+        responses = generate_answers(
+            loaded,
+            encoder,
+            examples,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            advance=advance,
+        )
+    return Evaluation(list(map(_judge, examples, responses)))
 
 
 def _judge(example: Example, response: str) -> Judgement:
