@@ -16,10 +16,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"plan", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
-    | {"rounding", "reproducible", "smollm2"},
+    | {"rounding", "reproducible", "smollm2", "aggregates"},
     {"sites", "answers", "accessor", "coefficients", "strength"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
-    | {"manifest", "gates_file", "adapter", "generation"},
+    | {"manifest", "gates_file", "adapter", "generation", "probabilities"},
     {"pipelines"},
     {"preview", "options", "commands", "cli", "__init__", "__main__"},
 ]
