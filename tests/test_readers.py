@@ -159,7 +159,7 @@ ROLE = "needs a `role` of system, user, assistant and a `content`"
         ({**PAIR, "keyword": ["red", ""]}, "`keyword` must be text with letters or digits"),
         ({**PAIR, "option": 1}, "field `option` is int, not text"),
         ({**PAIR, "subject": " "}, "field `subject` is empty"),
-        ({**PAIR, "perturbed_answers": "red"}, "`perturbed_answers` must be a list of text"),
+        ({**PAIR, "perturbed_answers": "red"}, "field `perturbed_answers` must be a list of text"),
         ({**PAIR, "keyword": [1]}, "`keyword` must be text with letters or digits"),
         ({**PAIR, "keyword": {"a": 1}}, "`keyword` must be text with letters or digits"),
         ({"messages": []}, "`messages` must be a list of at least a question and an answer"),
