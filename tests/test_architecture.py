@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"plan", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
     | {"rounding", "reproducible", "smollm2", "aggregates"},
-    {"sites", "answers", "accessor", "coefficients", "strength"},
+    {"sites", "answers", "accessor", "coefficients", "strength", "search"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
     | {"manifest", "gates_file", "adapter", "generation", "probabilities"},
     {"pipelines"},
