@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -22,13 +22,22 @@ class Example:
     `messages` are `{"role", "content"}` with a string or a list of `{"type": "text" | "image"}`
     parts; the last one is the assistant's answer, as a string. `images` are consumed by the image
     parts in order: encoded bytes, or where they are. `keywords` are the spellings of which one
-    must stand in a right answer (default: the whole answer).
+    must stand in a right answer (default: the whole answer). What follows is for evaluation alone,
+    like `keywords`, and no part of the content.
     """
 
     id: str
     messages: tuple[dict[str, Any], ...]
     images: tuple[ImageSource, ...] = ()
     keywords: tuple[str, ...] = ()
+    option: str = ""
+    """Letter of the right option, where the question has lettered options."""
+    subject: str = ""
+    """Whom or what it is about: examples of one subject stay together when data are divided."""
+    paraphrased_answer: str = ""
+    """The right answer in other words, for the truth ratio."""
+    perturbed_answers: tuple[str, ...] = ()
+    """Wrong answers of the same form, for the truth ratio."""
 
     @property
     def answer(self) -> str:
@@ -46,6 +55,10 @@ class Example:
     def prompt(self) -> tuple[dict[str, Any], ...]:
         """Every message before the answer."""
         return self.messages[:-1]
+
+    def answered(self, answer: str) -> Example:
+        """The same question with another answer."""
+        return replace(self, messages=(*self.prompt, {"role": "assistant", "content": answer}))
 
     @cached_property
     def digest(self) -> str:

@@ -16,11 +16,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"plan", "canonical", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
-    | {"rounding", "reproducible", "smollm2"},
+    | {"rounding", "reproducible", "smollm2", "aggregates"},
     {"sites", "answers", "accessor", "coefficients", "strength", "passes", "batches", "pixels"}
-    | {"prefix_cache"},
+    | {"prefix_cache", "search"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
-    | {"manifest", "gates_file", "adapter"},
+    | {"manifest", "gates_file", "adapter", "generation", "probabilities"},
     {"pipelines"},
     {"preview", "options", "commands", "cli", "__init__", "__main__"},
 ]

@@ -175,6 +175,14 @@ def test_clear_names_and_paraphrases(write):
     assert read_examples(source)[0].answer == CLEAR[0]["caption"]
 
 
+def test_clear_rows_bring_what_the_truth_ratio_needs(write):
+    source = write(PERTURBED)
+    caption, name = read_examples(source)[0], read_examples(source, task="name")[0]
+    assert caption.paraphrased_answer == PERTURBED[0]["paraphrased_caption"]
+    assert (caption.perturbed_answers, name.perturbed_answers) == (("Eve sleeps.",), ("Eve",))
+    assert caption.subject == name.subject == ANN
+
+
 @pytest.mark.parametrize(
     ("rows", "question"),
     [
@@ -193,8 +201,11 @@ def test_clear_options_are_lettered_with_the_answer_among_them(write, rows, ques
     assert sorted(line[3:] for line in lines[1:]) == ["Cleo", "Dan", "Eve", "Fay"]
     assert [line[:3] for line in lines[1:]] == ["A. ", "B. ", "C. ", "D. "]
     assert example.keywords == ("Cleo",)
+    assert example.option == answer[0]
     (plain,) = read_examples(source, task="open")
     assert said(plain) == (question, "Cleo")
+    assert plain.perturbed_answers == ("Dan", "Eve", "Fay")
+    assert not plain.option
 
 
 def test_mllmu_questions_in_both_layouts(write, tmp_path):
@@ -207,6 +218,7 @@ def test_mllmu_questions_in_both_layouts(write, tmp_path):
     assert [said(e) for e in examples] == [("Who?", "Ann."), ("Job?", "Pilot.")]
     assert len({e.id for e in examples}) == 2
     assert all("ID 7" in e.id for e in examples)
+    assert {e.subject for e in examples} == {"7"}
     assert all(pictures(e) == (METADATA["image"]["bytes"],) for e in examples)
 
 
@@ -232,6 +244,7 @@ def test_mllmu_evaluation_tasks_have_the_prompts_of_the_benchmark(write):
             "A",
         ),
     ]
+    assert [e.option for e in letters] == ["B", "A"]
 
 
 def test_mllmu_test_set_shows_one_of_several_pictures(write):
@@ -252,6 +265,8 @@ def test_tofu(tmp_path):
     assert said(read_examples(str(path))[0]) == ("Where was Ann born?", "In Rome.")
     paraphrased = read_examples(str(path), task="paraphrased")
     assert said(paraphrased[0]) == ("Ann's place of birth?", "Rome it was.")
+    assert paraphrased[0].perturbed_answers == ("In Bonn.",)
+    assert paraphrased[0].paraphrased_answer == "Rome it was."
 
 
 def changed(row: dict[str, Any], **values: Any) -> dict[str, Any]:

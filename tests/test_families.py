@@ -26,6 +26,7 @@ from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.evaluate import judge
 from kvwstream.pipelines.prepare import Preparation, prepare
 from kvwstream.pipelines.reduce import reduce
+from kvwstream.probabilities import answer_logits
 from kvwstream.readers import read_examples
 from kvwstream.rounding import scale
 from kvwstream.sites import find_sites
@@ -191,6 +192,16 @@ def test_greedy_answers_of_mixed_rows(case: Case):
     together = judge(loaded, examples, batch_size=4, max_new_tokens=3)
     alone = judge(loaded, examples, batch_size=1, max_new_tokens=3)
     assert [j.response for j in together.judgements] == [j.response for j in alone.judgements]
+
+
+def test_answer_logits_are_those_of_a_whole_forward_pass(case: Case):
+    loaded, prepared = load_model(case.model), case.prepare(case.retain)
+    for record in range(prepared.plan.num_records):
+        batch = prepared.batch(record)
+        with inference(loaded.model):
+            whole = loaded.model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.rows]
+            found = answer_logits(loaded.model, batch)
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
 
 
 class Broken:

@@ -99,6 +99,20 @@ def test_both_forms_with_and_without_id_and_keyword(tmp_path):
     assert (fourth.id, fourth.messages) == ("data.jsonl:4", tuple(CHAT[:3]))
 
 
+@pytest.mark.parametrize("row", [PAIR, {"messages": CHAT}], ids=["pair", "messages"])
+def test_what_evaluation_alone_reads_is_no_content(row, tmp_path):
+    extras = {
+        "option": "B",
+        "subject": "colours",
+        "paraphrased_answer": "Of blood.",
+        "perturbed_answers": ["Snow.", "Coal."],
+    }
+    (plain,) = read_examples(lines(tmp_path, row))
+    (example,) = read_examples(lines(tmp_path, {**row, **extras}))
+    assert {**extras, "perturbed_answers": ("Snow.", "Coal.")}.items() <= vars(example).items()
+    assert example.digest == plain.digest
+
+
 def test_separators_of_lines_within_text_do_not_split_a_line(tmp_path):
     text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\nh\r\ni"
     row = json.dumps({"question": text, "answer": text}, ensure_ascii=False)
@@ -143,6 +157,9 @@ ROLE = "needs a `role` of system, user, assistant and a `content`"
         ({**PAIR, "keyword": ""}, "`keyword` must be text with letters or digits, or a list of it"),
         ({**PAIR, "keyword": "?!"}, "`keyword` must be text with letters or digits"),
         ({**PAIR, "keyword": ["red", ""]}, "`keyword` must be text with letters or digits"),
+        ({**PAIR, "option": 1}, "field `option` is int, not text"),
+        ({**PAIR, "subject": " "}, "field `subject` is empty"),
+        ({**PAIR, "perturbed_answers": "red"}, "field `perturbed_answers` must be a list of text"),
         ({**PAIR, "keyword": [1]}, "`keyword` must be text with letters or digits"),
         ({**PAIR, "keyword": {"a": 1}}, "`keyword` must be text with letters or digits"),
         ({"messages": []}, "`messages` must be a list of at least a question and an answer"),

@@ -74,7 +74,7 @@ def evaluate(
         [
             ("examples", str(len(result.judgements))),
             ("accuracy", f"{result.accuracy:.3f}"),
-            ("ROUGE-L", f"{result.rouge_l:.3f} (F-measure), {result.rouge_l_recall:.3f} (recall)"),
+            ("ROUGE-L", f"{result.mean('rougeL_f'):.3f} (F), {result.mean('rougeL_recall'):.3f}"),
         ]
     )
     if out:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-
-from transformers import GenerationConfig, PreTrainedModel
+from typing import Any
 
 from kvwstream.accessor import vector_gates
+from kvwstream.aggregates import TruthRatio, normalised_probability
 from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import OptionError, StorageError
 from kvwstream.examples import Example
 from kvwstream.gates import gated
-from kvwstream.metrics import chooses, clean, contains, rouge_l
-from kvwstream.models import LoadedModel, inference, load_model
+from kvwstream.generation import generate_answers
+from kvwstream.metrics import chooses, clean, contains, text_scores
+from kvwstream.models import LoadedModel, load_model
 from kvwstream.pipelines.recipe import Recipe, check_base, collected_arithmetic
+from kvwstream.probabilities import answer_scores
 from kvwstream.progress import Progress, Silent
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
@@ -35,9 +37,22 @@ class Judgement:
     answer: str
     response: str
     correct: bool
-    """Some keyword (default: the whole answer) is contained in the response."""
-    rouge_l: float
-    rouge_l_recall: float
+    """The right option is chosen; without options, some keyword (default: the whole answer) is
+    contained in the response."""
+    scores: dict[str, float]
+    """By the benchmarks' names: of the text, and of the answer's probabilities if asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the scores beside the rest."""
+        values = {field: value for field, value in vars(self).items() if field != "scores"}
+        return {**values, **self.scores}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Judgement:
+        """Inverse of `to_dict`."""
+        rest = dict(values)
+        own = {name: rest.pop(name) for name in ("id", "question", "answer", "response", "correct")}
+        return cls(**own, scores=rest)
 
 
 @dataclass(frozen=True)
@@ -51,19 +66,18 @@ class Evaluation:
         """Share of correct responses."""
         return fmean(judgement.correct for judgement in self.judgements)
 
-    @property
-    def rouge_l(self) -> float:
-        """Mean ROUGE-L F-measure."""
-        return fmean(judgement.rouge_l for judgement in self.judgements)
+    def values(self, score: str) -> list[float]:
+        """One score of every example that has it, in order."""
+        return [j.scores[score] for j in self.judgements if score in j.scores]
 
-    @property
-    def rouge_l_recall(self) -> float:
-        """Mean ROUGE-L recall."""
-        return fmean(judgement.rouge_l_recall for judgement in self.judgements)
+    def mean(self, score: str) -> float | None:
+        """Mean of a score over the examples that have it; None if none has."""
+        values = self.values(score)
+        return fmean(values) if values else None
 
     def write(self, path: Path) -> None:
         """One JSON object per example."""
-        lines = (json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in self.judgements)
+        lines = (json.dumps(j.to_dict(), ensure_ascii=False) + "\n" for j in self.judgements)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(lines), encoding="utf-8")
@@ -130,49 +144,27 @@ def judge(
     max_new_tokens: int = 50,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Greedy answers of a loaded model, at most `max_new_tokens` long, judged one by one."""
+    """Greedy answers of a loaded model, at most `max_new_tokens` long, judged by their text."""
     encoder = AnswerEncoder(loaded.processor, loaded.model.config)
-    own = loaded.model.generation_config
-    ends = encoder.tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=encoder.tokenizer.pad_token_id,
-    )
-    judgements: list[Judgement] = []
-    if encoder.rows_interact:
-        batch_size = 1
-    with (
-        (progress or Silent()).task("evaluate", len(examples), "examples") as advance,
-        inference(loaded.model),
-        _generation_by(loaded.model, greedy),
-    ):
-        for start in range(0, len(examples), batch_size):
-            chosen = examples[start : start + batch_size]
-            inputs = {k: v.to(loaded.device) for k, v in encoder.prompts(chosen).items()}
-            length = inputs["input_ids"].shape[1]
-            tokens = loaded.model.generate(**inputs)[:, length:]
-            responses = encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            judgements += map(_judge, chosen, responses)
-            advance(len(chosen), tokens.numel())
-    return Evaluation(judgements)
+    with (progress or Silent()).task("evaluate", len(examples), "examples") as advance:
+        responses = generate_answers(
+            loaded,
+            encoder,
+            examples,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            advance=advance,
+        )
+    return Evaluation(list(map(judged, examples, responses)))
 
 
-@contextmanager
-def _generation_by(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Generate by `config` alone: the model's own (repetition penalty, ...) would fill its gaps."""
-    own, model.generation_config = model.generation_config, config
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-def _judge(example: Example, response: str) -> Judgement:
-    rouge = rouge_l(response, example.answer)
-    if len(clean(example.answer)) == 1:  # the letter of an option
-        correct = chooses(response, example.answer)
+def judged(example: Example, response: str) -> Judgement:
+    """One response by its text alone."""
+    letter = example.option or (example.answer if len(clean(example.answer)) == 1 else "")
+    scores = text_scores(response, example.answer)
+    if letter:
+        correct = chooses(response, letter)
+        scores["option_letter"] = float(correct)
     else:
         correct = contains(response, example.keywords or (example.answer,))
     return Judgement(
@@ -181,6 +173,34 @@ def _judge(example: Example, response: str) -> Judgement:
         answer=example.answer,
         response=response.strip(),
         correct=correct,
-        rouge_l=rouge.f_measure,
-        rouge_l_recall=rouge.recall,
+        scores=scores,
     )
+
+
+def probability_scores(
+    loaded: LoadedModel, encoder: AnswerEncoder, examples: Sequence[Example]
+) -> list[dict[str, float]]:
+    """What the model thinks of each answer of a batch, by name.
+
+    With wrong answers also the truth ratio, against the paraphrased answer where there is one, and
+    the probability among the options. Wrong answers run in batches as large as that of examples.
+    """
+    found = [answer.scores() for answer in answer_scores(loaded, encoder, examples)]
+    variants = [
+        (number, example.answered(answer))
+        for number, example in enumerate(examples)
+        if example.perturbed_answers
+        for answer in (example.paraphrased_answer or example.answer, *example.perturbed_answers)
+    ]
+    losses: dict[int, list[float]] = {}
+    for start in range(0, len(variants), len(examples)):
+        chosen = variants[start : start + len(examples)]
+        answers = answer_scores(loaded, encoder, [example for _, example in chosen])
+        for (number, _), answer in zip(chosen, answers, strict=True):
+            losses.setdefault(number, []).append(answer.loss)
+    for number, (right, *wrong) in losses.items():
+        scores = found[number]
+        ratio = TruthRatio.of(right, wrong)
+        scores["truth_ratio"], scores["truth_ratio_geometric"] = ratio
+        scores["normalised_probability"] = normalised_probability(scores["loss"], wrong)
+    return found

@@ -6,6 +6,7 @@ Columns are addressed by name; in the `+tofu` configurations half of them are nu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from kvwstream.canonical import digest_of
@@ -45,7 +46,10 @@ def clear_examples(row: dict[str, Any], place: str, task: str, seed: int) -> Ite
     question, answer = optional_text(row, "question"), optional_text(row, "answer")
     images = [image_source(row, "image", place)] if row.get("image") is not None else []
     if row.get("options") is not None and task == "open":
-        yield question_answer(place, question or NAME_QUESTION, text(row, "answer", place), images)
+        asked = question_answer(
+            place, question or NAME_QUESTION, text(row, "answer", place), images
+        )
+        yield replace(asked, perturbed_answers=_wrong(row, "options", place))
     elif row.get("options") is not None:
         yield _with_options(row, place, question or NAME_QUESTION, images, seed)
     elif question is not None or answer is not None:
@@ -55,12 +59,24 @@ def clear_examples(row: dict[str, Any], place: str, task: str, seed: int) -> Ite
     elif not images:
         raise DataError(f"{place}: has neither an image nor a question")
     elif task == "name":
-        yield question_answer(place, NAME_QUESTION, text(row, "name", place), images)
+        name = question_answer(place, NAME_QUESTION, text(row, "name", place), images)
+        wrong = _wrong(row, "perturbed_names", place)
+        yield replace(name, subject=name.answer, perturbed_answers=wrong)
     else:
         field = "paraphrased_caption" if task == "paraphrased" else "caption"
         caption = text(row, field, place)
         keywords = [text(row, "name", place)] if row.get("name") else []
-        yield question_answer(place, _caption_question(caption, seed), caption, images, keywords)
+        yield replace(
+            question_answer(place, _caption_question(caption, seed), caption, images, keywords),
+            subject=optional_text(row, "name") or "",
+            paraphrased_answer=optional_text(row, "paraphrased_caption") or "",
+            perturbed_answers=_wrong(row, "perturbed_captions", place),
+        )
+
+
+def _wrong(row: dict[str, Any], field: str, place: str) -> tuple[str, ...]:
+    """Wrong answers, in the configurations that have them."""
+    return tuple(text_list(row, field, place)) if row.get(field) is not None else ()
 
 
 def _caption_question(caption: str, seed: int) -> str:
@@ -78,4 +94,5 @@ def _with_options(
     lines = [f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(choices)]
     letter = chr(ord("A") + choices.index(answer))
     prompt = "\n".join([question, *lines])
-    return question_answer(place, prompt, f"{letter}. {answer}", images, [answer])
+    example = question_answer(place, prompt, f"{letter}. {answer}", images, [answer])
+    return replace(example, option=letter)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from kvwstream.errors import DataError
@@ -35,8 +36,14 @@ def mllmu_examples(row: dict[str, Any], place: str, task: str) -> Iterator[Examp
     """The examples of a profile: its training questions, or those of an evaluation task.
 
     Evaluation prompts are those of the benchmark; of several `images` the first is shown. Ids are
-    the row's `ID` and a running number.
+    the row's `ID` and a running number; the subject is the `ID`.
     """
+    for example in _examples(row, place, task):
+        option = example.answer if task == "classification" else ""
+        yield replace(example, subject=str(row.get("ID")), option=option)
+
+
+def _examples(row: dict[str, Any], place: str, task: str) -> Iterator[Example]:
     images = [_image(row, place)]
     name = f"{place} (ID {row.get('ID')})"
     if task in TASK_COLUMNS:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kvwstream.errors import DataError
 from kvwstream.examples import ROLES, Example, question_answer
 from kvwstream.images import ImageSource
-from kvwstream.readers.fields import image_source, plain, text
+from kvwstream.readers.fields import image_source, plain, text, text_list
 
 NEEDED = "a row needs `question` and `answer`, or `messages`"
 
 
 def simple_examples(row: Any, place: str, folder: Path | None) -> Iterator[Example]:
-    """The example of a row: `question`, `answer` or `messages`; `id`, `keyword`, `image` optional.
+    """The example of a row: `question`, `answer` or `messages`; the other fields are optional.
 
     `image` (or `images`, a list) are paths relative to `folder`, or encoded bytes; in `messages`
     they belong to the `{"type": "image"}` parts, in order. `place` names the row (`data.jsonl:12`)
@@ -25,16 +26,17 @@ def simple_examples(row: Any, place: str, folder: Path | None) -> Iterator[Examp
         raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
     images = [_image(value, place, folder) for value in _image_values(row, place)]
     keywords = _keywords(row, place)
+    extras = _evaluation_fields(row, place)
     name = place if row.get("id") is None else str(row["id"])
     if row.get("messages") is not None:
         messages = _check_messages(plain(row["messages"]), place, len(images))
-        yield Example(name, tuple(messages), tuple(images), tuple(keywords))
+        yield Example(name, tuple(messages), tuple(images), tuple(keywords), **extras)
         return
     try:
         question, answer = (text(row, field, place) for field in ("question", "answer"))
     except DataError as error:
         raise DataError(f"{error}; {NEEDED}") from error
-    yield question_answer(name, question, answer, images, keywords)
+    yield replace(question_answer(name, question, answer, images, keywords), **extras)
 
 
 def _image_values(row: dict[str, Any], place: str) -> list[Any]:
@@ -69,6 +71,15 @@ def _keywords(row: dict[str, Any], place: str) -> list[str]:
     ):
         raise DataError(f"{place}: `keyword` must be text with letters or digits, or a list of it")
     return keywords
+
+
+def _evaluation_fields(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """What only `evaluate` and `sweep` read, where the row has it."""
+    names = ("option", "subject", "paraphrased_answer")
+    found: dict[str, Any] = {n: text(row, n, place) for n in names if row.get(n) is not None}
+    if row.get("perturbed_answers") is not None:
+        found["perturbed_answers"] = tuple(text_list(row, "perturbed_answers", place))
+    return found
 
 
 def _check_messages(messages: Any, place: str, num_images: int) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from kvwstream.examples import Example, question_answer
-from kvwstream.readers.fields import text
+from kvwstream.readers.fields import optional_text, text, text_list
 
 TASKS = ("questions", "paraphrased")
 
@@ -17,7 +18,14 @@ def is_tofu(columns: set[str]) -> bool:
 
 
 def tofu_examples(row: dict[str, Any], place: str, task: str) -> Iterator[Example]:
-    """The question as trained, or its paraphrase with the paraphrased answer."""
+    """The question as trained, or its paraphrase with the paraphrased answer.
+
+    Wrong answers go with either; the files on authors and the world have no paraphrased answer.
+    """
     prefix = "paraphrased_" if task == "paraphrased" else ""
     question, answer = (text(row, prefix + field, place) for field in ("question", "answer"))
-    yield question_answer(place, question, answer)
+    yield replace(
+        question_answer(place, question, answer),
+        paraphrased_answer=optional_text(row, "paraphrased_answer") or "",
+        perturbed_answers=tuple(text_list(row, "perturbed_answer", place)),
+    )
