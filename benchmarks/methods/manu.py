@@ -1,10 +1,11 @@
-"""MANU (Liu et al., ACL 2025): prune the neurons that matter more to the forget than to the retain set.
+"""MANU (Liu et al., ACL 2025): prune neurons that matter more to the forget than to the retain set.
 
 Four importance scores of a neuron over a data set, from the sums that
 `collect --moments abs,signed,square` stored; z is its activation, here the coefficient of a
 knowledge vector at answer positions:
 
-    I_abs = E|z|    I_freq = how often it is active    I_var = sqrt(E z^2 - (E z)^2)    I_rms = sqrt(E z^2)
+    I_abs = E|z|                        I_freq = how often it is active
+    I_var = sqrt(E z^2 - (E z)^2)       I_rms = sqrt(E z^2)
 
 A neuron's score is the sum over the four of I(forget) / (I(retain) + eps) - 1, and the best-scored
 share alpha of all neurons is set to zero. Sums hold no count of single positions above a threshold,

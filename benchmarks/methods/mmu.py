@@ -41,9 +41,7 @@ def make_mask(model: nn.Module, pairs: Pairs) -> list[Tensor]:
     first = pairs[:SALIENCY_BATCHES]
     forget = saliency(model, (pair[0] for pair in first))
     retain = saliency(model, (pair[1] for pair in first))
-    return [
-        (f + EPSILON) / (r + EPSILON) >= 1 for f, r in zip(forget, retain, strict=True)
-    ]
+    return [(f + EPSILON) / (r + EPSILON) >= 1 for f, r in zip(forget, retain, strict=True)]
 
 
 def make_step(model: nn.Module, weight: float, mask: list[Tensor]) -> Step:

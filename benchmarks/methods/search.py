@@ -3,7 +3,7 @@
 Among the trials that keep at least 95 % of the vanilla retain score the strongest forgetting wins;
 with an oracle the closest to its forget score. Every method has a ladder of strengths (learning
 rate, gamma, share of neurons), along which forgetting and damage both grow, so that it is bisected;
-what is left of the budget tries other values of the second setting (lambda, layers) around the best.
+what is left of the budget tries other second settings (lambda, layers) around the best.
 """
 
 from __future__ import annotations

@@ -140,9 +140,7 @@ def train(model: nn.Module, step: Step, pairs: Pairs, settings: Settings) -> Non
     `FloatingPointError` if the parameters are no longer finite: such a model answers nothing.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=len(pairs))
     torch.manual_seed(settings.seed)
     model.train()

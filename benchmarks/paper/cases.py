@@ -43,7 +43,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Case:
-    """One unlearning task; `questions` hold `forget_1`, `forget_2`, `retain_1`, `retain_2`, more."""
+    """One unlearning task; `questions` hold forget_1, forget_2, retain_1, retain_2 and more."""
 
     name: str
     title: str

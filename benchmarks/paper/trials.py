@@ -151,7 +151,9 @@ class Bench:
         layers = LayerRange.parse(settings["layers"])
         if method == "MANU":
             folder = self.statistics("answer")
-            forget, retain = (manu.Sums.read(str(folder / f"{k}.zarr")) for k in ("forget", "retain"))
+            forget, retain = (
+                manu.Sums.read(str(folder / f"{k}.zarr")) for k in ("forget", "retain")
+            )
             return manu.gates(self.sites, manu.score(forget, retain), settings["share"], layers)
         if method in ABLATION:
             return vector_gates(self.sites, self.ablated(method), settings["gamma"], layers)
@@ -160,7 +162,7 @@ class Bench:
         return kvw.gates(self.statistics("answer") / "statistics.zarr", strength)
 
     def ablated(self, row: str) -> Float64:
-        """S of a row of Table 3. Without retain data, C_f is compared with its mean in the layer."""
+        """S of a row of Table 3; without retain data C_f is set against its mean in the layer."""
         stored = self._open("all" if row.startswith("all") else "answer")
         if row.endswith(", retain"):
             return stored.exponent()
