@@ -1,0 +1,49 @@
+"""KVW, the paper's method, by the library: collect, reduce, gates from the stored statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.methods.manu import MOMENTS
+from kvwstream.accessor import vector_gates
+from kvwstream.coefficients import Float64
+from kvwstream.examples import Example
+from kvwstream.pipelines.collect import collect
+from kvwstream.pipelines.prepare import prepare
+from kvwstream.pipelines.reduce import reduce
+from kvwstream.stores.location import Location
+from kvwstream.stores.statistics import Statistics
+from kvwstream.strength import Strength
+
+
+def collect_both(
+    model: Path,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    tokens: str = "answer",
+) -> Path:
+    """`folder` with retain.zarr, forget.zarr and statistics.zarr; what is there is not made again.
+
+    Retain records hold four examples, forget records one: each is a weakening step.
+    """
+    stores = {kind: str(folder / f"{kind}.zarr") for kind in ("retain", "forget")}
+    statistics = folder / "statistics.zarr"
+    if not statistics.exists():
+        for kind, examples, size in (("retain", retain, 4), ("forget", forget, 1)):
+            prepared = prepare(
+                str(model), examples, batch_size=size, tokens=tokens, moments=MOMENTS, dtype=dtype
+            )
+            collect(prepared, stores[kind])
+        reduce([stores["retain"]], str(statistics), [stores["forget"]])
+    return folder
+
+
+def gates(statistics: Path, strength: Strength) -> Float64:
+    """(vector,) gates of a frozen replay."""
+    stored = Statistics.open(Location(str(statistics)))
+    total = strength.exponent(stored)
+    return vector_gates(stored.sites, total, strength.gamma, strength.layers)

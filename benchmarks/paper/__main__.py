@@ -1,0 +1,3 @@
+from benchmarks.paper.command import main
+
+main()
