@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from kvwstream.answers import AnswerEncoder, Batch
+from kvwstream.answers import AnswerEncoder
+from kvwstream.batches import Batch
 from kvwstream.coefficients import Float64
 from kvwstream.errors import ModelError, NumericalError
 from kvwstream.examples import Example
@@ -82,7 +83,7 @@ def answer_scores(
     batch = batch.to(loaded.device)
     with inference(loaded.model):
         logits = answer_logits(loaded.model, batch)
-        targets = batch.inputs["input_ids"].flatten()[batch.rows + 1].to(logits.device)
+        targets = batch.targets.to(logits.device)
         likely, best = [], []
         for rows, ids in zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True):
             chosen = rows.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]

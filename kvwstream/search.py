@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from kvwstream.canonical import digest_of
 from kvwstream.errors import OptionError
-from kvwstream.plan import digest_of
 
 Setting = Mapping[str, Any]
 KEEP = 0.95

@@ -61,8 +61,7 @@ class Settings:
 def label(encoder: AnswerEncoder, examples: Sequence[Example]) -> Labelled:
     """One right-padded batch."""
     batch = encoder.batch(examples, [encoder.locate(example) for example in examples], "answer")
-    targets = batch.inputs["input_ids"].flatten()[batch.rows + 1]
-    return Labelled(batch.inputs, batch.rows, targets, batch.counts)
+    return Labelled(batch.inputs, batch.rows, batch.targets, batch.counts)
 
 
 def draw_pairs(
