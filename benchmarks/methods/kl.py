@@ -30,7 +30,9 @@ def make_step(model: PeftModel, weight: float) -> Step:
             reference = answer_logits(model, retain)
         (-answer_loss(model, forget)).backward()
         logits = answer_logits(model, retain)
-        kept = functional.cross_entropy(logits, retain.targets) + divergence(reference, logits)
+        kept = functional.cross_entropy(logits, retain.targets.to(logits.device)) + divergence(
+            reference, logits
+        )
         (weight * kept).backward()
 
     return step

@@ -2,17 +2,21 @@
 
 Among the trials that keep at least 95 % of the vanilla retain score the strongest forgetting wins;
 with an oracle the closest to its forget score. Every method has a ladder of strengths (learning
-rate, gamma, share of neurons), along which forgetting and damage both grow, so that it is bisected;
-what is left of the budget tries other second settings (lambda, layers) around the best.
+rate, gamma, share of neurons) and a second setting (lambda, layers). Gates and pruning do more harm
+the stronger they are, so that their ladder is bisected; a higher learning rate also learns the
+retain data better, so that of learning rates three are taken at even distances, then the best one's
+neighbours. In between, the second setting is changed at the best strength so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 RUNGS = 15
 """Strengths 1 to 15; 0 is the vanilla model. Four bisections find one."""
+SPREAD = (4, 8, 12)
+"""Learning rates that are tried first."""
 KEEP = 0.95
 
 
@@ -57,35 +61,71 @@ class Point:
 
 
 def search(
-    measure: Callable[[Point], Score], rule: Rule, budget: int, num_seconds: int
+    measure: Callable[[Point], Score],
+    rule: Rule,
+    budget: int,
+    num_seconds: int,
+    *,
+    monotone: bool = True,
 ) -> list[tuple[Point, Score]]:
     """At most `budget` trials, in the order they were made.
 
-    A trial that is allowed and reaches the oracle's forget score ends the bisection upwards.
+    `monotone` strengths are bisected; a trial that is allowed and reaches the oracle's forget score
+    ends the way up. Nothing more is tried once a trial cannot be beaten.
     """
-    tried: list[tuple[Point, Score]] = []
+    plan = _bisection(rule, budget, num_seconds) if monotone else _spread(rule, num_seconds)
+    tried: Tried = []
+    point = next(plan)
+    while len(tried) < budget and not _done(tried, rule):
+        tried.append((point, measure(point)))
+        try:
+            point = plan.send(tried)
+        except StopIteration:
+            break
+    return tried
 
-    def attempt(point: Point) -> Score:
-        score = measure(point)
-        tried.append((point, score))
-        return score
 
-    low, high = 0, RUNGS + 1
-    bisections = budget - 1 if num_seconds > 1 and budget > 2 else budget
-    while high - low > 1 and len(tried) < bisections:
+Tried = list[tuple[Point, Score]]
+Plan = Generator[Point, Tried]
+"""Yields what to try next, and is sent everything that was tried."""
+
+
+def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
+    low, high, best = 0, RUNGS + 1, 1
+    last = budget - 1 if num_seconds > 1 and budget > 2 else budget
+    for _ in range(last):
+        if high - low <= 1:
+            break
         middle = (low + high) // 2
-        score = attempt(Point(middle))
+        tried = yield Point(middle)
+        score = tried[-1][1]
         if rule.allows(score) and score.forget > rule.oracle:
             low = middle
         else:
             high = middle
-    best = tried[rule.best([score for _, score in tried])][0].rung if tried else 1
+        best = _best(tried, rule).rung
     for second in range(1, num_seconds):
-        # The second settings go from mild to strong; a mild one bears a higher rung.
-        point = Point(min(RUNGS, best + (2 if second == 1 else 0)), second)
-        if len(tried) < budget and not _done(tried, rule):
-            attempt(point)
-    return tried
+        # Second settings are usual, mild, strong; a mild one bears a higher rung.
+        yield Point(min(RUNGS, best + (2 if second == 1 else 0)), second)
+
+
+def _spread(rule: Rule, num_seconds: int) -> Plan:
+    for rung in SPREAD:
+        tried = yield Point(rung)
+    best = _best(tried, rule)
+    if num_seconds > 1:  # more weight on what may stay
+        tried = yield Point(best.rung, 1)
+        best = _best(tried, rule)
+    for step in (2, -2, 1, -1):
+        beside = Point(min(RUNGS, max(1, best.rung + step)), best.second)
+        if beside not in [point for point, _ in tried]:
+            tried = yield beside
+    if num_seconds > 2:
+        yield Point(_best(tried, rule).rung, 2)
+
+
+def _best(tried: Tried, rule: Rule) -> Point:
+    return tried[rule.best([score for _, score in tried])][0]
 
 
 def _done(tried: Sequence[tuple[Point, Score]], rule: Rule) -> bool:

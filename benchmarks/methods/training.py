@@ -92,8 +92,10 @@ def _endless(examples: Sequence[Example], size: int, seed: int) -> Iterator[list
 def answer_logits(model: nn.Module, batch: Labelled) -> Tensor:
     """(row, token) float32 at the positions that predict the answer; no other logits are made."""
     base = base_of(model)
-    hidden = base.base_model(**batch.inputs, use_cache=False).last_hidden_state
-    rows: Tensor = base.get_output_embeddings()(hidden.flatten(0, 1)[batch.rows])
+    inputs = {name: value.to(base.device) for name, value in batch.inputs.items()}
+    hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
+    answers = hidden.flatten(0, 1)[batch.rows.to(hidden.device)]
+    rows: Tensor = base.get_output_embeddings()(answers)
     return rows.float()
 
 
@@ -104,12 +106,15 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 def answer_loss(model: nn.Module, batch: Labelled) -> Tensor:
     """CE: mean cross-entropy over the answer tokens of the batch."""
-    return functional.cross_entropy(answer_logits(model, batch), batch.targets)
+    logits = answer_logits(model, batch)
+    return functional.cross_entropy(logits, batch.targets.to(logits.device))
 
 
 def sequence_losses(model: nn.Module, batch: Labelled) -> Tensor:
     """(example,) -log p(answer | prompt): the sum over each example's answer tokens."""
-    losses = functional.cross_entropy(answer_logits(model, batch), batch.targets, reduction="none")
+    logits = answer_logits(model, batch)
+    targets = batch.targets.to(logits.device)
+    losses = functional.cross_entropy(logits, targets, reduction="none")
     return torch.stack([part.sum() for part in torch.split(losses, batch.counts)])
 
 

@@ -1,38 +1,71 @@
-"""python -m benchmarks.paper text | vision | cost | report, or --recipe."""
+"""python -m benchmarks.paper: the paper's tables and figures on models that fit two CPU cores.
+
+text and vision run trials, cost measures Figure 3, report writes the document, recipe prints the
+commands for the paper's own benchmarks. The same command again goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-import torch
-
-from benchmarks.paper.cases import PERCENTS, capitals, persons
+from benchmarks.paper import cost
+from benchmarks.paper.cases import PERCENTS, Case, capitals, persons
+from benchmarks.paper.recipe import recipe_text
+from benchmarks.paper.report import write_report
+from benchmarks.paper.results import Log
 from benchmarks.paper.runs import run_analysis, run_tables
-from benchmarks.paper.trials import Bench, Log
+from benchmarks.paper.trials import Bench
 
-RESULTS = Path(__file__).parents[1] / "results"
-WORK = Path("paper-work")
+ROOT = Path(__file__).parents[2]
+BUDGET = 5
+QUICK = 2
+"""Examples of each kind in a quick run, and its budget."""
 
 
 def main() -> None:
     """See `--help`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
-    parser.add_argument("what", choices=("text", "vision"))
-    parser.add_argument("--budget", type=int, default=4, help="evaluations of each search")
-    parser.add_argument("--work", type=Path, default=WORK, help="models, data, stores")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines of trials")
+    parser.add_argument("what", choices=("text", "vision", "cost", "report", "recipe"))
+    parser.add_argument("--budget", type=int, default=BUDGET, help="evaluations of each search")
+    parser.add_argument("--work", type=Path, default=Path("paper-work"), help="models and stores")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes")
     parser.add_argument("--percent", type=int, choices=PERCENTS, nargs="*", default=PERCENTS)
-    parser.add_argument("--tables-only", action="store_true")
+    parser.add_argument("--methods", nargs="*", help="only these; the analysis is left out")
+    parser.add_argument("--quick", action="store_true", help="see that it runs, no more")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(torch.get_num_threads())
-    log = Log(options.results / f"paper-{options.what}.jsonl")
+    options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "text":
-        cases = [capitals()]
+        run([capitals()], options)
+    elif options.what == "vision":
+        run([persons(percent, options.work) for percent in options.percent], options)
+    elif options.what == "cost" and options.one:
+        cost.run_one(options.one, options.work)
+    elif options.what == "cost":
+        measured = cost.measure(options.work / "cost", quick=options.quick)
+        options.results.mkdir(parents=True, exist_ok=True)
+        file = options.results / "paper-cost.json"
+        file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    elif options.what == "report":
+        budget = QUICK if options.quick else options.budget
+        docs = options.docs
+        write_report(options.results, docs / "results.md", docs / "figures", budget)
     else:
-        cases = [persons(percent, options.work) for percent in options.percent]
-    for number, case in enumerate(cases):
-        bench = Bench(case, log, options.work)
-        run_tables(bench, options.budget)
-        if number == 0 and not options.tables_only:
-            run_analysis(bench, options.budget)
+        print(recipe_text())
+
+
+def run(cases: list[Case], options: argparse.Namespace) -> None:
+    """Tables for every case, then what else the figures need for the first of them."""
+    log = Log(options.results / f"paper-{options.what}.jsonl")
+    budget = QUICK if options.quick else options.budget
+    benches = []
+    for case in cases:
+        chosen = case.shortened(QUICK) if options.quick else case
+        benches.append(Bench(chosen, log, options.work, steps=1 if options.quick else 10))
+    for bench in benches:
+        run_tables(bench, budget, options.methods)
+    if options.methods is None:
+        run_analysis(benches[0], budget, quick=options.quick)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.methods.search import Point
-from benchmarks.paper.cases import FOLDS
-from benchmarks.paper.trials import ABLATION, KVW, METHODS, Bench, Values, score_of, settings_at
+from benchmarks.paper.results import ABLATION, KVW, METHODS, WEIGHTS, Values, settings_at
+from benchmarks.paper.trials import Bench
 
 ORDER = (*KVW, "MANU", "NPO", "GD", "GA", "KL", "MMU*", "MMU")
 assert set(ORDER) == set(METHODS)
@@ -17,52 +19,32 @@ GAMMAS = (2, 5, 7, 9, 11, 13)
 """Figure 5: rungs of the ladder."""
 
 
-def run_tables(bench: Bench, budget: int) -> None:
-    """Tables 1 and 2: vanilla, oracle, every method's search."""
+def run_tables(bench: Bench, budget: int, methods: Sequence[str] | None = None) -> None:
+    """Tables 1 and 2: vanilla, oracle, the search of every method or of `methods`."""
     bench.vanilla()
     bench.oracle()
-    for method in ORDER:
+    for method in ORDER if methods is None else methods:
         bench.search(method, budget)
 
 
-def run_analysis(bench: Bench, budget: int) -> None:
+def run_analysis(bench: Bench, budget: int, *, quick: bool = False) -> None:
     """Figures 5 and 6, Table 3, Figure 1: around what the searches chose."""
-    for rung in GAMMAS:
+    for rung in GAMMAS[:2] if quick else GAMMAS:
         bench.trial("KVW", settings_at("KVW", Point(rung)))
-    chosen = chosen_on(bench, "KVW", 1)
-    for layers in RANGES:
-        bench.trial("KVW", {**chosen, "layers": layers})
+    for layers in RANGES[:1] if quick else RANGES:
+        bench.trial("KVW", {**chosen(bench, "KVW", budget), "layers": layers})
     for method in RANKED:
-        chosen = chosen_on(bench, method, 1)
-        for weight in (0.7, 1.0, 2.0):
-            bench.trial(method, {**chosen, "weight": weight})
+        for weight in WEIGHTS[:2] if quick else WEIGHTS:
+            bench.trial(method, {**chosen(bench, method, budget), "weight": weight})
     for row in ABLATION:
         bench.search(row, budget)
     for method in RANKED:
-        chosen = chosen_on(bench, method, 1)
-        for rank in RANKS:
-            bench.trial(method, {**chosen, "rank": rank})
+        for rank in RANKS[:1] if quick else RANKS:
+            bench.trial(method, {**chosen(bench, method, budget), "rank": rank})
 
 
-def chosen_on(bench: Bench, method: str, fold: int) -> Values:
-    """The settings that the rule chooses on a fold, among the trials of the method's search."""
-    return chosen_trial(bench, method, fold)["settings"]
-
-
-def chosen_trial(bench: Bench, method: str, fold: int) -> Values:
-    """The trial that the rule chooses on a fold; what `run_analysis` adds is not chosen from."""
-    trials = searched(bench, method)
-    return trials[bench.rule(fold).best([score_of(trial, fold) for trial in trials])]
-
-
-def searched(bench: Bench, method: str) -> list[Values]:
-    """Trials of the ladder, without other ranks, layers and gammas."""
-    rungs = [settings_at(method, Point(r, s)) for r in range(1, 16) for s in range(3)]
-    trials = [t for t in bench.log.read() if t["method"] == method]
-    found = [t for t in trials if t["case"] == bench.case.name and t["settings"] in rungs]
-    if not found:
-        raise LookupError(f"{bench.case.name}: {method} was not tried yet")
-    return found
-
-
-assert FOLDS == (1, 2)
+def chosen(bench: Bench, method: str, budget: int) -> Values:
+    """The settings that the rule chooses on fold 1."""
+    trial = bench.results.chosen(method, 1, budget)
+    assert trial, "run_tables comes first"
+    return dict(trial["settings"])

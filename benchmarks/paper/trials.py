@@ -5,7 +5,6 @@ A trial that is in the log is never made again, so that the same command goes on
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,9 +16,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.methods import gradient, kvw, manu
-from benchmarks.methods.search import Point, Rule, Score, search
+from benchmarks.methods.search import Point, Score
 from benchmarks.methods.training import Settings, draw_pairs
 from benchmarks.paper.cases import FOLDS, Answered, Case, load
+from benchmarks.paper.results import (
+    ABLATION,
+    KVW,
+    Log,
+    Results,
+    Values,
+    run_search,
+    score_of,
+    settings_at,
+)
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.coefficients import Float64
 from kvwstream.gates import gated
@@ -27,65 +36,8 @@ from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
 
-Values = dict[str, Any]
-SHOWN = 3  # responses of each set that are kept for Figure 4
-WEIGHTS = (1.0, 2.0, 0.7)
-LAYERS = ("1:27", "3:26", "0:29")
-"""Starts in the first and ends in the last eighth of 30 layers: usual, mild, strong."""
-KVW = {"KVW": {}, "KVW A²": {"power": 2.0}}
-"""Rows of KVW and what they add to gamma and layers."""
-METHODS = (*gradient.METHODS, "MANU", *KVW)
-ABLATION = ("all, no retain", "answers, no retain", "all, retain")
-"""Table 3 without its last row, which is KVW."""
-
-
-def settings_at(method: str, point: Point) -> Values:
-    """What a rung of a method's ladder and a second setting mean."""
-    rise = point.rung - 1
-    if method in ("MMU", *gradient.LORA_STEPS, "MMU*"):
-        lowest = 2e-6 if method == "MMU" else 5e-5
-        return {"learning_rate": _round(lowest * 2 ** (rise / 2)), "weight": WEIGHTS[point.second]}
-    if method == "MANU":
-        return {"share": _round(5e-4 * 2 ** (rise / 2)), "layers": LAYERS[::-1][point.second]}
-    lowest = 0.002 if method == "KVW A²" else 0.004
-    return {"gamma": _round(lowest * 2 ** (0.45 * rise)), "layers": LAYERS[point.second]}
-
-
-def num_seconds(method: str) -> int:
-    """Second settings of a method: none for GA, which retains nothing, and in the ablation."""
-    return 1 if method == "GA" or method in ABLATION else 3
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-@dataclass(frozen=True)
-class Log:
-    """Finished trials of every case, a JSON line each."""
-
-    path: Path
-
-    def read(self) -> list[Values]:
-        """All trials; a line that a killed process left unfinished does not count."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def find(self, case: str, method: str, settings: Values) -> Values | None:
-        """A finished trial."""
-        wanted = (case, method, settings)
-        found = (t for t in self.read() if (t["case"], t["method"], t["settings"]) == wanted)
-        return next(found, None)
-
-    def add(self, trial: Values) -> None:
-        """Append a line, after cutting off an unfinished one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in [*self.read(), trial])
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(whole, encoding="utf-8")
-        draft.replace(self.path)
+SHOWN = 3
+"""Responses of each set that are kept for Figure 4."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +51,7 @@ class Bench:
 
     def trial(self, method: str, settings: Values) -> Values:
         """The finished trial, made now unless it is in the log."""
-        found = self.log.find(self.case.name, method, settings)
+        found = self.results.find(method, settings)
         if found:
             return found
         start = time.perf_counter()
@@ -107,28 +59,13 @@ class Bench:
             with self.weakened(method, settings):
                 seconds = time.perf_counter() - start
                 answered = self.case.ask()
-            note = None
-        except FloatingPointError as error:  # diverged: it answers nothing
-            seconds, note = time.perf_counter() - start, str(error)
+        except FloatingPointError:  # diverged: such a model answers nothing
+            seconds = time.perf_counter() - start
             answered = {
-                name: Answered([""] * len(e), [False] * len(e))
-                for name, e in self.case.questions.items()
+                name: Answered([""] * len(examples), [False] * len(examples))
+                for name, examples in self.case.questions.items()
             }
-        trial = {
-            "case": self.case.name,
-            "method": method,
-            "settings": settings,
-            "scores": {name: round(a.accuracy, 4) for name, a in answered.items()},
-            "right": {n: "".join("01"[r] for r in a.right) for n, a in answered.items()},
-            "answers": {name: a.responses[:SHOWN] for name, a in answered.items()},
-            "seconds": round(seconds, 1),
-        }
-        if note:
-            trial["note"] = note
-        self.log.add(trial)
-        scores = " ".join(f"{name} {value:.2f}" for name, value in trial["scores"].items())
-        print(f"{self.case.name} {method} {settings}: {scores} ({seconds:.0f} s)", flush=True)
-        return trial
+        return self._add(method, settings, answered, seconds)
 
     @contextmanager
     def weakened(self, method: str, settings: Values) -> Iterator[None]:
@@ -201,27 +138,35 @@ class Bench:
         """The model that never saw the forget set, where there is one."""
         if self.case.oracle is None:
             return None
-        found = self.log.find(self.case.name, "oracle", {})
-        if found:
-            return found
-        answered = self.case.ask(load(self.case.oracle))
+        found = self.results.find("oracle", {})
+        return found or self._add("oracle", {}, self.case.ask(load(self.case.oracle)), 0.0)
+
+    def _add(
+        self, method: str, settings: Values, answered: dict[str, Answered], seconds: float
+    ) -> Values:
         trial = {
             "case": self.case.name,
-            "method": "oracle",
-            "settings": {},
+            "method": method,
+            "settings": settings,
             "scores": {name: round(a.accuracy, 4) for name, a in answered.items()},
             "right": {n: "".join("01"[r] for r in a.right) for n, a in answered.items()},
             "answers": {name: a.responses[:SHOWN] for name, a in answered.items()},
-            "seconds": 0.0,
+            "seconds": round(seconds, 1),
         }
+        if method == "vanilla":
+            trial["asked"] = {
+                name: [[example.question, example.answer] for example in examples[:SHOWN]]
+                for name, examples in self.case.questions.items()
+            }
         self.log.add(trial)
+        scores = " ".join(f"{name} {value:.2f}" for name, value in trial["scores"].items())
+        print(f"{self.case.name} {method} {settings}: {scores} ({seconds:.0f} s)", flush=True)
         return trial
 
-    def rule(self, fold: int) -> Rule:
-        """The paper's, with the scores of this fold."""
-        oracle = self.oracle()
-        target = oracle["scores"][f"forget_{fold}"] if oracle else 0.0
-        return Rule(score_of(self.vanilla(), fold), target)
+    @property
+    def results(self) -> Results:
+        """What is finished."""
+        return Results.of(self.log, self.case.name)
 
     def search(self, method: str, budget: int) -> None:
         """The search of every fold; trials that both need are made once."""
@@ -230,9 +175,4 @@ class Bench:
             def measure(point: Point, fold: int = fold) -> Score:
                 return score_of(self.trial(method, settings_at(method, point)), fold)
 
-            search(measure, self.rule(fold), budget, num_seconds(method))
-
-
-def score_of(trial: Values, fold: int) -> Score:
-    """What a trial scored on one fold."""
-    return Score(trial["scores"][f"forget_{fold}"], trial["scores"][f"retain_{fold}"])
+            run_search(measure, self.results.rule(fold), method, budget)

@@ -1,0 +1,131 @@
+"""The log of trials, what the settings of a search mean, and what the rule chooses from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods import gradient
+from benchmarks.methods.search import Point, Rule, Score, search
+
+Values = dict[str, Any]
+WEIGHTS = (1.0, 2.0, 0.7)
+LAYERS = ("1:27", "3:26", "0:29")
+"""Starts in the first and ends in the last eighth of 30 layers: usual, mild, strong."""
+KVW = {"KVW": {}, "KVW A²": {"power": 2.0}}
+"""Rows of KVW and what they add to gamma and layers."""
+METHODS = (*gradient.METHODS, "MANU", *KVW)
+ABLATION = ("all, no retain", "answers, no retain", "all, retain")
+"""Table 3 without its last row, which is KVW."""
+
+
+def settings_at(method: str, point: Point) -> Values:
+    """What a rung of a method's ladder and a second setting mean."""
+    rise = point.rung - 1
+    if method in ("MMU", *gradient.LORA_STEPS, "MMU*"):
+        lowest = 2e-6 if method == "MMU" else 5e-5
+        return {"learning_rate": _round(lowest * 2 ** (rise / 2)), "weight": WEIGHTS[point.second]}
+    if method == "MANU":
+        return {"share": _round(5e-4 * 2 ** (rise / 2)), "layers": LAYERS[::-1][point.second]}
+    lowest = 0.002 if method == "KVW A²" else 0.004
+    return {"gamma": _round(lowest * 2 ** (0.45 * rise)), "layers": LAYERS[point.second]}
+
+
+def num_seconds(method: str) -> int:
+    """Second settings of a method: none for GA, which retains nothing, and in the ablation."""
+    return 1 if method == "GA" or method in ABLATION else 3
+
+
+def run_search(measure: Callable[[Point], Score], rule: Rule, method: str, budget: int) -> None:
+    """A method's search."""
+    monotone = method not in gradient.METHODS
+    search(measure, rule, budget, num_seconds(method), monotone=monotone)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Finished trials of every case, a JSON line each."""
+
+    path: Path
+
+    def read(self) -> list[Values]:
+        """All trials; a line that a killed process left unfinished does not count."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def add(self, trial: Values) -> None:
+        """Append a line, after cutting off an unfinished one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in [*self.read(), trial])
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(whole, encoding="utf-8")
+        draft.replace(self.path)
+
+
+def score_of(trial: Values, fold: int) -> Score:
+    """What a trial scored on one fold."""
+    return Score(trial["scores"][f"forget_{fold}"], trial["scores"][f"retain_{fold}"])
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished trials of one case."""
+
+    trials: Sequence[Values]
+
+    @classmethod
+    def of(cls, log: Log, case: str) -> Results:
+        """Those of `case`."""
+        return cls([trial for trial in log.read() if trial["case"] == case])
+
+    def find(self, method: str, settings: Values) -> Values | None:
+        """A finished trial."""
+        wanted = (method, settings)
+        return next((t for t in self.trials if (t["method"], t["settings"]) == wanted), None)
+
+    def by(self, method: str) -> list[Values]:
+        """Every trial of a method."""
+        return [trial for trial in self.trials if trial["method"] == method]
+
+    def rule(self, fold: int) -> Rule:
+        """The paper's, with the vanilla and the oracle's scores on this fold."""
+        vanilla, oracle = self.find("vanilla", {}), self.find("oracle", {})
+        if vanilla is None:
+            raise LookupError("the vanilla model was not measured yet")
+        target = oracle["scores"][f"forget_{fold}"] if oracle else 0.0
+        return Rule(score_of(vanilla, fold), target)
+
+    def searched(self, method: str, fold: int, budget: int) -> list[Values]:
+        """The trials of a fold's search in its order, as far as they are finished.
+
+        The search is run again on the log, so that nothing else that was tried is chosen from.
+        """
+        used: list[Values] = []
+
+        def look_up(point: Point) -> Score:
+            trial = self.find(method, settings_at(method, point))
+            if trial is None:
+                raise LookupError(f"{method} at {point} is still to be tried")
+            used.append(trial)
+            return score_of(trial, fold)
+
+        with suppress(LookupError):
+            run_search(look_up, self.rule(fold), method, budget)
+        return used
+
+    def chosen(self, method: str, fold: int, budget: int) -> Values | None:
+        """What the rule chooses on a fold; None where the method was not tried yet."""
+        trials = self.searched(method, fold, budget)
+        if not trials:
+            return None
+        return trials[self.rule(fold).best([score_of(trial, fold) for trial in trials])]
