@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo demo-vision test test-faults check bench clean
+.PHONY: demo demo-vision test test-faults check bench paper paper-text paper-cost paper-quick clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,5 +33,20 @@ bench: $(INSTALLED)  ## ratios measured in one run
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.scale --measure
 
+paper: $(INSTALLED)  ## the paper's tables and figures on the vision test bed; goes on where it stopped
+	$(BIN)/python -m benchmarks.paper vision $(PAPER)
+	$(BIN)/python -m benchmarks.paper report $(PAPER)
+
+paper-text: $(INSTALLED)  ## the same on SmolLM2's capitals
+	$(BIN)/python -m benchmarks.paper text $(PAPER)
+	$(BIN)/python -m benchmarks.paper report $(PAPER)
+
+paper-cost: $(INSTALLED)  ## FLOPs, wall clock and memory of every method, in one interleaved run
+	$(BIN)/python -m benchmarks.paper cost
+	$(BIN)/python -m benchmarks.paper report $(PAPER)
+
+paper-quick: $(INSTALLED)  ## every table and figure from a few examples, into a temporary folder
+	$(BIN)/python -m benchmarks.paper.quick
+
 clean:
-	rm -rf .venv demo-output demo-vision-output demo-vision-output-inputs
+	rm -rf .venv demo-output demo-vision-output demo-vision-output-inputs paper-work

@@ -1,0 +1,241 @@
+"""The paper's tables and figures: trials are logged once, reports are whole, recipes can be run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from datasets import Dataset, load_from_disk
+
+from benchmarks.methods import oracle
+from benchmarks.methods.search import Point
+from benchmarks.methods.training import answer_loss, label
+from benchmarks.paper import quick, recipe, tables
+from benchmarks.paper.cases import Case, spread
+from benchmarks.paper.cost import count_flops
+from benchmarks.paper.folds import write_folds
+from benchmarks.paper.report import write_report
+from benchmarks.paper.results import (
+    ABLATION,
+    METHODS,
+    Log,
+    Results,
+    Values,
+    num_seconds,
+    settings_at,
+)
+from benchmarks.paper.runs import RANGES, RANKED, RANKS
+from benchmarks.paper.trials import Bench
+from kvwstream.answers import AnswerEncoder
+from kvwstream.cli import app
+from kvwstream.models import load_model
+from kvwstream.readers import read_examples
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+
+@pytest.fixture
+def bench(llama: Path, data: dict[str, Path], tmp_path: Path) -> Bench:
+    """Two layers that forget five colours; folds of two questions."""
+    forget, retain = (read_examples(str(data[kind])) for kind in ("forget", "retain"))
+    questions = {
+        "forget_1": forget[:2],
+        "forget_2": forget[2:4],
+        "retain_1": retain[:2],
+        "retain_2": retain[2:4],
+    }
+    case = Case("tiny", "two layers", llama, None, forget, retain, questions, {}, 3)
+    return Bench(case, Log(tmp_path / "log.jsonl"), tmp_path, steps=1)
+
+
+def narrow(settings: Values) -> Values:
+    """The same within the two layers of the tiny model."""
+    return {**settings, "layers": "0:1"} if "layers" in settings else settings
+
+
+@pytest.mark.parametrize("method", [*METHODS, *ABLATION])
+def test_every_method_makes_a_trial_and_only_once(method: str, bench: Bench) -> None:
+    settings = narrow(settings_at(method, Point(9)))
+    before = {name: value.clone() for name, value in bench.case.loaded.model.state_dict().items()}
+    trial = bench.trial(method, settings)
+    assert trial["scores"].keys() == bench.case.questions.keys()
+    written = bench.log.path.read_bytes()
+    assert bench.trial(method, settings) == trial
+    assert bench.log.path.read_bytes() == written
+    after = bench.case.loaded.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_model_that_diverged_answers_nothing(bench: Bench) -> None:
+    longer = Bench(bench.case, bench.log, bench.work, steps=40)
+    trial = longer.trial("GA", {"learning_rate": 1e30, "weight": 1.0})
+    assert set(trial["scores"].values()) == {0.0}
+
+
+def test_log_passes_over_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.add({"case": "a", "method": "GA"})
+    whole = log.path.read_text()
+    log.path.write_text(whole + '{"case": "a", "meth')
+    assert log.read() == [{"case": "a", "method": "GA"}]
+    log.add({"case": "a", "method": "GD"})
+    assert [trial["method"] for trial in log.read()] == ["GA", "GD"]
+    assert log.path.read_text().startswith(whole)
+
+
+def made_up(case: str, extras: tuple[str, ...]) -> Iterator[Values]:
+    """Trials of everything: forgetting grows along the ladder, retaining ends at rung 10."""
+    sets = [*(f"{kind}_{fold}" for kind in ("forget", "retain") for fold in (1, 2)), *extras]
+
+    def trial(method: str, settings: Values, forget: float, retain: float) -> Values:
+        scores = {name: forget if name.startswith("forget") else retain for name in sets}
+        answers = {name: [f"{method} says | so", "no", "no"] for name in sets}
+        return {
+            "case": case,
+            "method": method,
+            "settings": settings,
+            "scores": scores,
+            "answers": answers,
+        }
+
+    asked = {name: [["Who?", "Ann"], ["Where?", "Rome"]] for name in sets}
+    yield {**trial("vanilla", {}, 1.0, 1.0), "asked": asked}
+    for method in (*METHODS, *ABLATION):
+        for second in range(num_seconds(method)):
+            for rung in range(1, 16):
+                values = settings_at(method, Point(rung, second))
+                yield trial(method, values, max(0, 1 - rung / 12), 1.0 if rung < 10 else 0.5)
+                if method in RANKED:
+                    for rank in RANKS:
+                        yield trial(method, {**values, "rank": rank}, 0.5, 0.9)
+                if method == "KVW":
+                    for layers in RANGES:
+                        yield trial(method, {**values, "layers": layers}, 0.5, 0.9)
+
+
+def write_log(results: Path) -> None:
+    results.mkdir()
+    extras = {
+        "text": ("collected", "reversed", "neighbours", "general"),
+        "vision-05": ("faces", "world"),
+    }
+    for case, names in extras.items():
+        lines = [json.dumps(trial) + "\n" for trial in made_up(case, names)]
+        (results / f"paper-{case[:6].rstrip('-')}.jsonl").write_text("".join(lines))
+    row = {"method": "KVW", "gflops_per_batch": 1.0, "seconds": 2.0, "peak_megabytes": 3.0}
+    (results / "paper-cost.json").write_text(json.dumps({"rows": [{**row, "what": "all"}]}))
+
+
+def test_report_holds_every_table_and_figure(tmp_path: Path) -> None:
+    write_log(tmp_path / "results")
+    docs = tmp_path / "docs"
+    write_report(tmp_path / "results", docs / "results.md", docs / "figures", budget=5)
+    quick.check(docs)
+    text = (docs / "results.md").read_text()
+    for title in ("Tables 1 and 2", "Table 3", *(f"Figure {n}" for n in (1, 3, 4, 5, 6))):
+        assert f"## {title}" in text
+    assert "| KVW | 0.25 | 1.00 | 0.25 | 1.00 |" in text  # rung 9, the strongest that keeps enough
+    assert "says \\| so" in text
+    assert sum(file.stat().st_size for file in (docs / "figures").iterdir()) < 300_000
+
+
+def test_report_is_the_same_bytes_again(tmp_path: Path) -> None:
+    write_log(tmp_path / "results")
+    for name in ("one", "two"):
+        docs = tmp_path / name
+        write_report(tmp_path / "results", docs / "results.md", docs / "figures", budget=5)
+    names = [file.name for file in (tmp_path / "one" / "figures").iterdir()]
+    for name in ("results.md", *(f"figures/{name}" for name in names)):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_report_of_nothing_says_so(tmp_path: Path) -> None:
+    write_report(tmp_path, tmp_path / "docs" / "results.md", tmp_path / "figures", budget=5)
+    assert (tmp_path / "docs" / "results.md").read_text().count(tables.NOT_RUN) > 8
+    with pytest.raises(SystemExit, match="missing in the report"):
+        quick.check(tmp_path / "docs")
+
+
+def test_choice_is_made_on_the_other_fold_and_low_retain_is_marked() -> None:
+    def trial(settings: Values, one: tuple[float, float], two: tuple[float, float]) -> Values:
+        scores = dict(zip(("forget_1", "retain_1"), one, strict=True))
+        scores |= dict(zip(("forget_2", "retain_2"), two, strict=True))
+        return {"method": "GA" if settings else "vanilla", "settings": settings, "scores": scores}
+
+    weak, strong = (settings_at("GA", Point(rung)) for rung in (4, 8))
+    results = Results(
+        [
+            trial({}, (1, 1), (1, 1)),
+            trial(weak, (0.6, 1.0), (0.5, 1.0)),
+            trial(strong, (0.1, 0.97), (0.2, 0.5)),  # fold 1 would take it
+        ]
+    )
+    found = tables.choices(results, "GA", budget=2)
+    assert (found[1].forget, found[1].retain) == ("0.60", "1.00")
+    assert (found[2].forget, found[2].retain) == ("0.20", "0.50 ✗")
+
+
+@pytest.mark.parametrize("chosen", recipe.RECIPES, ids=lambda r: r.name)
+def test_recipe_is_made_of_commands_that_kvwstream_takes(chosen: recipe.Recipe) -> None:
+    group = typer.main.get_command(app)
+    lines = recipe.commands(chosen)
+    parsed = []
+    for line in lines:
+        words = shlex.split(line.replace("$gamma", "0.02").replace("$layers", "1:25"))
+        if words[0] == "kvwstream":
+            words = [w.replace("${GAMMA:?}", "0.02").replace("${LAYERS:?}", "1:25") for w in words]
+            command = group.commands[words[1]]
+            parsed.append(command.make_context(words[1], words[2:]).params)
+    names = [line.split()[1] for line in lines if line.startswith("kvwstream")]
+    assert list(dict.fromkeys(names)) == ["collect", "reduce", "evaluate", "apply", "audit"]
+    stores = [values["store"] for values in parsed if "store" in values]
+    assert parsed[names.index("reduce")]["retain"] == stores[:1]
+    assert parsed[names.index("reduce")]["forget"] == stores[1:]
+
+
+def test_folds_hold_every_row_once_and_a_person_in_one_of_them(tmp_path: Path) -> None:
+    names = ["Ann", "Bob", "Ann", "Cid", "Dan", "Bob"]
+    folder = tmp_path / "test"
+    folder.mkdir()
+    rows = Dataset.from_dict({"name": names, "number": list(range(6))})
+    rows.to_parquet(folder / "train-00000-of-00001.parquet")
+    write_folds(str(folder), "name")
+    one, two = (load_from_disk(f"{folder}_{fold}") for fold in (1, 2))
+    assert sorted([*one["number"], *two["number"]]) == list(range(6))
+    assert set(one["name"]) == {"Ann", "Cid"}
+    assert set(two["name"]) == {"Bob", "Dan"}
+
+
+def test_fine_tuning_learns_and_writes_a_checkpoint(
+    llama: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    examples = read_examples(str(data["plain"]))
+    oracle.fine_tune(llama, examples, tmp_path / "out", rate=1e-2, epochs=8)
+    losses = []
+    for folder in (llama, tmp_path / "out"):
+        loaded = load_model(folder)
+        encoder = AnswerEncoder(loaded.processor, loaded.model.config)
+        with torch.no_grad():
+            losses.append(answer_loss(loaded.model, label(encoder, examples)).item())
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_flops_of_attention_are_counted(llama: Path) -> None:
+    """Of a plain forward: 2 per weight and position in the linear layers, 4 T d per position."""
+    model = load_model(llama).model
+    model.set_attn_implementation("eager")
+    ids = torch.arange(20)[None]
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    attention = 2 * 4 * 20 * 20 * 32
+    assert count_flops(lambda: model(ids, use_cache=False)) == pytest.approx(
+        2 * 20 * linear + attention, rel=0.01
+    )
+
+
+def test_spread_is_even() -> None:
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
