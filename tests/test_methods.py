@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch import nn
 from benchmarks.methods import ga, gd, gradient, kl, kvw, manu, mmu, npo, oracle
 from benchmarks.methods.search import RUNGS, Point, Rule, Score, search
 from benchmarks.methods.training import (
-    Labelled,
     Pairs,
     Settings,
     answer_logits,
@@ -53,8 +52,12 @@ def sets(data: dict[str, Path]) -> tuple[list[Example], list[Example]]:
 
 
 @pytest.fixture(scope="module")
-def pairs(loaded: LoadedModel, sets: tuple[list[Example], list[Example]]) -> Pairs:
-    encoder = AnswerEncoder(loaded.processor, loaded.model.config)
+def encoder(loaded: LoadedModel) -> AnswerEncoder:
+    return AnswerEncoder(loaded.processor, loaded.model.config)
+
+
+@pytest.fixture(scope="module")
+def pairs(encoder: AnswerEncoder, sets: tuple[list[Example], list[Example]]) -> Pairs:
     return draw_pairs(encoder, *sets, Settings(0.0, steps=2))
 
 
@@ -75,16 +78,18 @@ def stirred(model: nn.Module) -> None:
                 parameter.add_(0.05 * torch.randn_like(parameter))
 
 
-def by_hand(model: nn.Module, batch: Labelled) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Full logits, and each example's -log p of its answer tokens, found from the counts."""
-    logits = model(**batch.inputs).logits.float()
-    ids, lengths = batch.inputs["input_ids"], batch.inputs["attention_mask"].sum(1).tolist()
-    losses = []
-    for row, (length, count) in enumerate(zip(lengths, batch.counts, strict=True)):
-        places = range(length - count, length)  # the answer ends the row
-        chosen = logits[row].log_softmax(-1)
-        losses.append(torch.stack([-chosen[place - 1, ids[row, place]] for place in places]))
-    return logits, losses
+def by_hand(
+    model: nn.Module, encoder: AnswerEncoder, examples: Sequence[Example]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Each example alone and whole: log p (row, token) where answers are predicted, and -log p."""
+    rows, losses = [], []
+    for example in examples:
+        span, ids = encoder.locate(example), encoder.token_ids(example)
+        chosen = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        places = range(span.prompt, span.total)
+        rows += [chosen[place - 1] for place in places]
+        losses.append(-torch.stack([chosen[place - 1, ids[place]] for place in places]))
+    return torch.stack(rows), losses
 
 
 def test_labels_are_the_answer_and_nothing_else(
@@ -96,35 +101,55 @@ def test_labels_are_the_answer_and_nothing_else(
         assert loaded.processor.decode(batch.targets).strip() == example.answer
 
 
-def test_loss_needs_no_other_logits(loaded: LoadedModel, pairs: Pairs) -> None:
-    batch = pairs[0][1]
-    logits, losses = by_hand(loaded.model, batch)
-    rows = logits.flatten(0, 1)[batch.rows]
-    torch.testing.assert_close(answer_logits(loaded.model, batch), rows)
+def test_loss_needs_no_other_logits(
+    loaded: LoadedModel, encoder: AnswerEncoder, sets: tuple[list[Example], list[Example]]
+) -> None:
+    batch = label(encoder, sets[1])
+    expected, losses = by_hand(loaded.model, encoder, sets[1])
+    torch.testing.assert_close(answer_logits(loaded.model, batch).log_softmax(-1), expected)
     torch.testing.assert_close(answer_loss(loaded.model, batch), torch.cat(losses).mean())
     sums = torch.stack([part.sum() for part in losses])
     torch.testing.assert_close(sequence_losses(loaded.model, batch), sums)
 
 
+def test_pairs_are_drawn_from_both_sets_by_the_seed(
+    encoder: AnswerEncoder, sets: tuple[list[Example], list[Example]]
+) -> None:
+    def drawn(seed: int) -> list[list[int]]:
+        pairs = draw_pairs(encoder, *sets, Settings(0.0, steps=3, batch_size=2, seed=seed))
+        return [batch.inputs["input_ids"].tolist() for pair in pairs for batch in pair]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    forget, retain = ([encoder.token_ids(e) for e in examples] for examples in sets)
+    for number, batch in enumerate(drawn(0)):
+        for row in batch:
+            assert any(row[:20] == ids[:20] for ids in (retain if number % 2 else forget))
+
+
 @pytest.mark.parametrize("weight", [0.7, 2.0])
 @pytest.mark.parametrize("method", ["GA", "GD", "KL", "NPO", "oracle"])
 def test_gradient_is_that_of_the_formula(
-    method: str, weight: float, loaded: LoadedModel, pairs: Pairs
+    method: str,
+    weight: float,
+    loaded: LoadedModel,
+    encoder: AnswerEncoder,
+    sets: tuple[list[Example], list[Example]],
 ) -> None:
-    forget, retain = pairs[0]
+    examples = sets[0][:4], sets[1][-4:]
+    forget, retain = (label(encoder, chosen) for chosen in examples)
     with torch.no_grad():
-        reference, _ = by_hand(loaded.model, retain)
-        reference_sums = torch.stack([x.sum() for x in by_hand(loaded.model, forget)[1]])
+        reference, _ = by_hand(loaded.model, encoder, examples[1])
+        whole = by_hand(loaded.model, encoder, examples[0])[1]
+        reference_sums = torch.stack([x.sum() for x in whole])
     with lora(loaded.model, 2, seed=0) as model:
         stirred(model)
 
         def formula() -> None:
-            _, losses = by_hand(model, forget)
-            logits, kept = by_hand(model, retain)
+            _, losses = by_hand(model, encoder, examples[0])
+            known, kept = by_hand(model, encoder, examples[1])
             ce_f, ce_r = torch.cat(losses).mean(), torch.cat(kept).mean()
-            p_ref = reference.flatten(0, 1)[retain.rows].softmax(-1)
-            p = logits.flatten(0, 1)[retain.rows].softmax(-1)
-            divergence = (p_ref * (p_ref.log() - p.log())).sum(-1).mean()
+            divergence = (reference.exp() * (reference - known)).sum(-1).mean()
             ratio = torch.exp(reference_sums - torch.stack([x.sum() for x in losses]))
             beta = npo.BETA
             total = {

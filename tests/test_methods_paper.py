@@ -222,7 +222,7 @@ def test_fine_tuning_learns_and_writes_a_checkpoint(
         encoder = AnswerEncoder(loaded.processor, loaded.model.config)
         with torch.no_grad():
             losses.append(answer_loss(loaded.model, label(encoder, examples)).item())
-    assert losses[1] < 0.9 * losses[0]
+    assert losses[1] < losses[0] - 0.2
 
 
 def test_flops_of_attention_are_counted(llama: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from benchmarks.methods.training import Labelled, Step, answer_loss
+from benchmarks.methods.training import Step, answer_loss
+from kvwstream.batches import Batch
 
 
 def make_step(model: nn.Module, weight: float) -> Step:
     """Both terms, one after the other: their graphs are never in memory together."""
 
-    def step(forget: Labelled, retain: Labelled) -> None:
+    def step(forget: Batch, retain: Batch) -> None:
         (-answer_loss(model, forget)).backward()
         (weight * answer_loss(model, retain)).backward()
 

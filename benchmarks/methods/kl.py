@@ -12,7 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.methods.training import Labelled, Step, answer_logits, answer_loss
+from benchmarks.methods.training import Step, answer_logits, answer_loss
+from kvwstream.batches import Batch
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
 def make_step(model: PeftModel, weight: float) -> Step:
     """The reference is the model without its LoRA."""
 
-    def step(forget: Labelled, retain: Labelled) -> None:
+    def step(forget: Batch, retain: Batch) -> None:
         with torch.no_grad(), model.disable_adapter():
             reference = answer_logits(model, retain)
         (-answer_loss(model, forget)).backward()

@@ -16,13 +16,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods.training import Labelled, Pairs, Step, answer_loss
+from benchmarks.methods.training import Pairs, Step, answer_loss
+from kvwstream.batches import Batch
 
 EPSILON = 1e-15
 SALIENCY_BATCHES = 4
 
 
-def saliency(model: nn.Module, batches: Iterable[Labelled]) -> list[Tensor]:
+def saliency(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
     """F of every parameter that requires gradients, in their order."""
     parameters = _trained(model)
     sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
@@ -47,7 +48,7 @@ def make_mask(model: nn.Module, pairs: Pairs) -> list[Tensor]:
 def make_step(model: nn.Module, weight: float, mask: list[Tensor]) -> Step:
     """Eq. 8."""
 
-    def step(forget: Labelled, retain: Labelled) -> None:
+    def step(forget: Batch, retain: Batch) -> None:
         (-answer_loss(model, forget)).backward()
         for parameter, chosen in zip(_trained(model), mask, strict=True):
             if parameter.grad is not None:

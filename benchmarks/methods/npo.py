@@ -12,7 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.methods.training import Labelled, Step, answer_loss, sequence_losses
+from benchmarks.methods.training import Step, answer_loss, sequence_losses
+from kvwstream.batches import Batch
 
 BETA = 0.4
 
@@ -25,7 +26,7 @@ def preference(losses: Tensor, reference: Tensor) -> Tensor:
 def make_step(model: PeftModel, weight: float) -> Step:
     """The reference is the model without its LoRA."""
 
-    def step(forget: Labelled, retain: Labelled) -> None:
+    def step(forget: Batch, retain: Batch) -> None:
         with torch.no_grad(), model.disable_adapter():
             reference = sequence_losses(model, forget)
         preference(sequence_losses(model, forget), reference).backward()

@@ -21,7 +21,6 @@ import numpy as np
 from torch import nn
 
 from benchmarks.methods.training import (
-    Labelled,
     Settings,
     Step,
     answer_loss,
@@ -30,6 +29,7 @@ from benchmarks.methods.training import (
     train,
 )
 from kvwstream.answers import AnswerEncoder
+from kvwstream.batches import Batch
 from kvwstream.checkpoint import resolve_model
 from kvwstream.examples import Example
 from kvwstream.models import load_model
@@ -43,7 +43,7 @@ TESTBED = Path(__file__).parents[1] / "testbed"
 def make_step(model: nn.Module) -> Step:
     """CE_r alone."""
 
-    def step(forget: Labelled, retain: Labelled) -> None:
+    def step(forget: Batch, retain: Batch) -> None:
         answer_loss(model, retain).backward()
 
     return step

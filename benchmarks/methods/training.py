@@ -20,28 +20,16 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from kvwstream.answers import AnswerEncoder
+from kvwstream.batches import Batch
 from kvwstream.examples import Example
 
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A batch with what its answer positions should predict."""
-
-    inputs: dict[str, Tensor]
-    rows: Tensor
-    """(row,) positions that predict an answer token, in the flattened (example * token) axis."""
-    targets: Tensor
-    """(row,) the tokens they should predict."""
-    counts: list[int]
-    """Answer tokens of each example."""
-
-
-Pairs = Sequence[tuple[Labelled, Labelled]]
+Pairs = Sequence[tuple[Batch, Batch]]
 """A forget batch and a retain batch for every step."""
-Step = Callable[[Labelled, Labelled], None]
+Step = Callable[[Batch, Batch], None]
 """Leaves the gradients of one step in the parameters."""
 
 
@@ -58,10 +46,9 @@ class Settings:
     seed: int = 0
 
 
-def label(encoder: AnswerEncoder, examples: Sequence[Example]) -> Labelled:
+def label(encoder: AnswerEncoder, examples: Sequence[Example]) -> Batch:
     """One right-padded batch."""
-    batch = encoder.batch(examples, [encoder.locate(example) for example in examples], "answer")
-    return Labelled(batch.inputs, batch.rows, batch.targets, batch.counts)
+    return encoder.batch(examples, [encoder.locate(example) for example in examples], "answer")
 
 
 def draw_pairs(
@@ -89,7 +76,7 @@ def _endless(examples: Sequence[Example], size: int, seed: int) -> Iterator[list
             yield [examples[index] for index in order[start : start + size]]
 
 
-def answer_logits(model: nn.Module, batch: Labelled) -> Tensor:
+def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """(row, token) float32 at the positions that predict the answer; no other logits are made."""
     base = base_of(model)
     inputs = {name: value.to(base.device) for name, value in batch.inputs.items()}
@@ -104,13 +91,13 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
-def answer_loss(model: nn.Module, batch: Labelled) -> Tensor:
+def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
     """CE: mean cross-entropy over the answer tokens of the batch."""
     logits = answer_logits(model, batch)
     return functional.cross_entropy(logits, batch.targets.to(logits.device))
 
 
-def sequence_losses(model: nn.Module, batch: Labelled) -> Tensor:
+def sequence_losses(model: nn.Module, batch: Batch) -> Tensor:
     """(example,) -log p(answer | prompt): the sum over each example's answer tokens."""
     logits = answer_logits(model, batch)
     targets = batch.targets.to(logits.device)

@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.methods import gradient, kvw, manu, mmu, oracle
 from benchmarks.methods.training import (
-    Labelled,
     Pairs,
     Settings,
     draw_pairs,
@@ -35,6 +34,7 @@ from benchmarks.methods.training import (
 from benchmarks.paper.cases import Case, capitals
 from benchmarks.paper.results import Values
 from kvwstream.accessor import LayerRange
+from kvwstream.batches import Batch
 from kvwstream.collector import record_sums
 from kvwstream.models import inference
 from kvwstream.pipelines.collect import collect
@@ -124,7 +124,7 @@ class Costs:
         size = self.settings.batch_size
         return -(-len(self.case.retain) // size) if row == "oracle" else ALL_STEPS
 
-    def _forward(self, batch: Labelled) -> None:
+    def _forward(self, batch: Batch) -> None:
         with inference(self.model):
             self.model(**batch.inputs, use_cache=False)
 
