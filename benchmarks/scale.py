@@ -22,29 +22,25 @@ from rich.filesize import decimal
 from rich.markdown import Markdown
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from benchmarks.bench import resident_peak, seconds
+from benchmarks.bench import resident_peak
+from benchmarks.made_up import TOKENS, make_store, seconds
 from benchmarks.testbed.model import IMAGE_TOKEN, make_config, make_processor
 from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.examples import question_answer
 from kvwstream.models import load_model, model_skeleton
-from kvwstream.passes import in_order
 from kvwstream.pipelines.derive import fold_retain
 from kvwstream.pipelines.reduce import open_stores, reduce
 from kvwstream.pipelines.worker import check_weights
-from kvwstream.plan import CollectPlan, Site
+from kvwstream.plan import Site
 from kvwstream.sites import find_sites
 from kvwstream.smollm2 import smollm2_checkpoint
-from kvwstream.stores.collected import CollectStore
-from kvwstream.stores.location import Location
-from kvwstream.stores.sealed_part import PartData
-from kvwstream.stores.tables import COLUMNS, ExampleTable, sites_digest
+from kvwstream.stores.tables import COLUMNS
 
 DOC = Path(__file__).parent.parent / "docs" / "scale.md"
 EXAMPLES = (10**4, 10**6, 10**9)
 
 # Assumed
-TOKENS = 640  # per example: 576 of a picture, 64 of text, as in LLaVA-1.5
 FLOPS = 989e12 * 0.3  # per second: an H100 in dense bfloat16 as published, times its utilisation
 GPU_BYTES = 80 << 30  # an H100 has
 PUT_RATE = 3500  # per second that Amazon S3 promises for a prefix, as long as it has not split it
@@ -298,29 +294,12 @@ def filled(text: str) -> str:
     return text
 
 
-def make_store(folder: Path, model: Model, records: int, first: int = 0) -> list[float]:
-    """A store of made-up sums, its examples numbered from `first`; seconds to write each part."""
+def sites_of(model: Model) -> list[Site]:
     places = [(layer, expert) for layer in range(model.layers) for expert in range(model.experts)]
-    sites = [
+    return [
         Site(f"{place}", f"{place}.weight", 1, *place, model.width, number * model.width)
         for number, place in enumerate(places)
     ]
-    names = [f"{first + number:064x}" for number in range(records)]
-    lengths = (np.full(records, number) for number in (TOKENS, TOKENS - 20, 20))
-    table = ExampleTable(names, names, *lengths, *in_order(records, 1).columns)
-    plan = CollectPlan(
-        *("0" * 64,) * 3, sites_digest(sites), table.digest, table.arrangement,
-        records, model.sites, model.vectors, seed=0, batch_size=1, part_size=64, tokens="answer",
-        moments=("abs",), dtype="bfloat16", attention="sdpa", threads=1,
-        pass_tokens=2048, sharing=True,
-    )  # fmt: skip
-    store = CollectStore.create(Location(str(folder)), plan, sites, table)
-    rng, spent = np.random.default_rng(0), []
-    for part in plan.parts:
-        sums = np.abs(rng.standard_normal((part.num_records, model.vectors), np.float32))
-        data = PartData(part, {"abs": sums}, np.full((part.num_records, model.sites), 20))
-        spent.append(seconds(partial(store.write_part, data, {})))
-    return spent
 
 
 def fastest(work: Callable[[], object], repeats: int) -> float:
@@ -330,10 +309,10 @@ def fastest(work: Callable[[], object], repeats: int) -> float:
 
 def measure_stores(folder: Path) -> dict[str, float]:
     """With two parts at the width of LLaVA, per coefficient sum."""
-    retain, forget = folder / "retain", folder / "forget"
+    sites, retain, forget = sites_of(LLAVA), folder / "retain", folder / "forget"
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident_peak()
-    written = make_store(retain, LLAVA, 128) + make_store(forget, LLAVA, 128, first=128)
+    written = make_store(retain, sites, 128) + make_store(forget, sites, 128, first=128)
     memory = (resident_peak() - before) * 1e6 / cost(Job(LLAVA, 64)).part_bytes
     folded = fastest(partial(fold_retain, open_stores([str(retain)])), 3)
     outs = (str(folder / f"{turn}") for turn in range(2))

@@ -11,6 +11,7 @@ import pytest
 import zarr
 from numcodecs.blosc import MAX_BUFFERSIZE
 
+from benchmarks.made_up import make_store
 from benchmarks.scale import (
     BLOCK,
     DOC,
@@ -19,8 +20,8 @@ from benchmarks.scale import (
     Model,
     cost,
     filled,
-    make_store,
     put_requests,
+    sites_of,
 )
 from kvwstream.cli import main
 from kvwstream.pipelines.derive import ROW_DTYPES
@@ -58,7 +59,7 @@ def test_objects_and_bytes_of_stores_and_statistics(artefacts: Artefacts):
 
 def test_compressed_parts_are_no_larger_than_predicted(tmp_path):
     model = Model("a wider one", 2, 3, 2000, weights=1e5, flops=1e6)
-    make_store(tmp_path / "made-up", model, 100)
+    make_store(tmp_path / "made-up", sites_of(model), 100)
     stored = sum(map(len, tree_bytes(tmp_path / "made-up/parts").values()))
     predicted = cost(Job(model, 100)).store_bytes
     assert 0.8 * predicted < stored < predicted
