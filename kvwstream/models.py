@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -67,12 +69,17 @@ def load_processor(folder: Path, config: PretrainedConfig) -> Any:
 
 
 def load_model(
-    folder: Path, dtype: str = "auto", device: str = "auto", device_map: str | None = None
+    folder: Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    bits: int | None = None,
 ) -> LoadedModel:
     """Model in eval mode; `dtype` auto is the checkpoint's own, `device` auto a GPU if present.
 
     `device_map` (auto, balanced, sequential: the package accelerate) spreads the layers over every
-    GPU that the process sees; then `device` is not used.
+    GPU that the process sees; then `device` is not used. `bits` 8 or 4 rounds the weights of the
+    linear layers, the output layer apart, by the package bitsandbytes (LLM.int8 or NF4).
     """
     config = load_config(folder)
     processor = load_processor(folder, config)
@@ -84,7 +91,7 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            device_map=device_map,
+            **_placed(config, dtype, device, device_map, bits),
         )
     except Exception as error:
         raise ModelError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
@@ -95,7 +102,7 @@ def load_model(
             f"{absent[0]}; the model would run with random numbers in their place"
         )
     model.requires_grad_(False).eval()
-    if device_map is None:
+    if bits is None and device_map is None:
         model.to(resolve_device(device))
     elif any(weight.is_meta for weight in model.parameters()):
         raise ModelError(
@@ -103,6 +110,23 @@ def load_model(
             "would be read from disk in every pass; give the worker more GPUs"
         )
     return LoadedModel(model, processor, folder)
+
+
+def _placed(
+    config: PretrainedConfig, dtype: str, device: str, device_map: str | None, bits: int | None
+) -> dict[str, Any]:
+    """Where `from_pretrained` puts the weights; quantised ones cannot be moved later."""
+    if bits is None:
+        return {"device_map": device_map}
+    # LLM.int8 multiplies in float16 and says so at every layer of every pass.
+    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
+    how = BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=resolve_dtype(dtype, config),
+    )
+    return {"device_map": {"": resolve_device(device)}, "quantization_config": how}
 
 
 def model_skeleton(folder: Path) -> PreTrainedModel:

@@ -66,9 +66,10 @@ class AnswerScores:
         return 1 - given / len(self.best)
 
     def scores(self) -> dict[str, float]:
-        """All of them by name."""
+        """All of them by name, and `num_tokens`."""
         names = ("loss", "probability", "min_k", "exact_memorisation", "extraction_strength")
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "num_tokens": len(self.log_probs)}
 
 
 def answer_scores(

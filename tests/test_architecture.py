@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"plan", "canonical", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
-    | {"rounding", "reproducible", "smollm2", "aggregates"},
+    | {"rounding", "reproducible", "smollm2", "aggregates", "journal"},
     {"sites", "answers", "accessor", "coefficients", "strength", "passes", "batches", "pixels"}
     | {"prefix_cache", "search"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}

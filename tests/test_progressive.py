@@ -34,10 +34,10 @@ from kvwstream.errors import (
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.audit import audit
 from kvwstream.pipelines.collect import collect
-from kvwstream.pipelines.evaluate import open_gates
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.progressive import Beginning
 from kvwstream.pipelines.reduce import reduce
+from kvwstream.pipelines.weakened import Weakening
 from kvwstream.readers import read_examples
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
@@ -472,13 +472,12 @@ def test_another_strength_than_the_collected_is_refused(llama_case):
     assert found.passed, found.findings
     made = apply(case.model, statistics, case.folder / "own", strength(), as_frozen=True)
     assert made["warning"] is None
-    loaded = models.load_model(case.model, "float32")
     with pytest.raises(OptionError, match=r"was collected progressively with gamma 0\.3"):
-        open_gates(loaded, statistics, Strength(2 * GAMMA, layers))
+        Weakening.of_statistics(statistics, Strength(2 * GAMMA, layers), case.model)
     in_place = str(case.folder / "bound-in-place-s.zarr")
     reduce([case.retain], in_place, [case.collect("bound-in-place.zarr", "in-place")])
     with pytest.raises(OptionError, match="no gates tell it"):
-        open_gates(loaded, in_place, strength())
+        Weakening.of_statistics(in_place, strength(), case.model)
 
 
 def test_c_r_is_never_that_of_a_weakened_model(llama_case):

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kvwstream.accessor import vector_gates
 from kvwstream.aggregates import TruthRatio, normalised_probability
 from kvwstream.answers import AnswerEncoder
-from kvwstream.checkpoint import Checkpoint
-from kvwstream.errors import OptionError, StorageError
+from kvwstream.errors import StorageError
 from kvwstream.examples import Example
-from kvwstream.gates import gated
 from kvwstream.generation import generate_answers
 from kvwstream.metrics import chooses, clean, contains, text_scores
 from kvwstream.models import LoadedModel, load_model
-from kvwstream.pipelines.recipe import Recipe, check_base, collected_arithmetic
+from kvwstream.pipelines.weakened import choose_weakening, gates_on
 from kvwstream.probabilities import answer_scores
 from kvwstream.progress import Progress, Silent
-from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
 
 
@@ -91,6 +85,7 @@ def evaluate(
     *,
     statistics: str | None = None,
     strength: Strength | None = None,
+    gates: Path | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 50,
     dtype: str = "auto",
@@ -99,15 +94,12 @@ def evaluate(
 ) -> Evaluation:
     """Load the model, answer every example greedily, judge.
 
-    With `statistics` and a `strength`, as if the model were weakened: through gates.
+    With `statistics` and a `strength`, or with `gates` (a gates file or an adapter that `apply`
+    wrote), as if the model were weakened.
     """
-    if (statistics is None) != (strength is None):
-        raise OptionError("statistics and a strength belong together: give both or none")
-    gate: AbstractContextManager[None] = nullcontext()
+    weakening = choose_weakening(model, statistics, strength, gates)
     loaded = load_model(model, dtype, device)
-    if statistics is not None and strength is not None:
-        gate = open_gates(loaded, statistics, strength)
-    with gate:
+    with gates_on(loaded.model, weakening):
         return judge(
             loaded,
             examples,
@@ -115,25 +107,6 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             progress=progress,
         )
-
-
-def open_gates(
-    loaded: LoadedModel, statistics: str, strength: Strength
-) -> AbstractContextManager[None]:
-    """Gates for the loaded base model; `PlanMismatchError` if it is another than was measured.
-
-    `OptionError` for a progressive collection at another strength than its own, or in place.
-    """
-    stored = Statistics.open(Location(statistics))
-    if Recipe(stored, strength, collected_arithmetic(stored)).arithmetic != "exact":
-        raise OptionError(
-            f"{statistics}: in-place arithmetic depends on each weight, so that no gates tell it; "
-            "`apply` it and evaluate the checkpoint"
-        )
-    check_base(stored, Checkpoint.open(loaded.folder).digest, loaded.folder)
-    total = strength.exponent(stored)
-    values = vector_gates(stored.sites, total, strength.gamma, strength.layers)
-    return gated(loaded.model, stored.sites, values)
 
 
 def judge(
