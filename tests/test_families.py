@@ -197,7 +197,7 @@ def test_greedy_answers_of_mixed_rows(case: Case):
 def test_answer_logits_are_those_of_a_whole_forward_pass(case: Case):
     loaded, prepared = load_model(case.model), case.prepare(case.retain)
     for record in range(prepared.plan.num_records):
-        batch = prepared.batch(record)
+        batch = prepared.record_batch(record)
         with inference(loaded.model):
             whole = loaded.model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.rows]
             found = answer_logits(loaded.model, batch)
