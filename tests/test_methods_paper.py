@@ -50,7 +50,7 @@ def bench(llama: Path, data: dict[str, Path], tmp_path: Path) -> Bench:
         "retain_2": retain[2:4],
     }
     case = Case("tiny", "two layers", llama, None, forget, retain, questions, {}, 3)
-    return Bench(case, Log(tmp_path / "log.jsonl"), tmp_path, steps=1)
+    return Bench(case, Log(tmp_path / "log.jsonl"), tmp_path, most_steps=1)
 
 
 def narrow(settings: Values) -> Values:
@@ -72,7 +72,7 @@ def test_every_method_makes_a_trial_and_only_once(method: str, bench: Bench) -> 
 
 
 def test_model_that_diverged_answers_nothing(bench: Bench) -> None:
-    longer = Bench(bench.case, bench.log, bench.work, steps=40)
+    longer = Bench(bench.case, bench.log, bench.work)
     trial = longer.trial("GA", {"learning_rate": 1e30, "weight": 1.0})
     assert set(trial["scores"].values()) == {0.0}
 
@@ -167,17 +167,17 @@ def test_choice_is_made_on_the_other_fold_and_low_retain_is_marked() -> None:
         scores |= dict(zip(("forget_2", "retain_2"), two, strict=True))
         return {"method": "GA" if settings else "vanilla", "settings": settings, "scores": scores}
 
-    weak, strong = (settings_at("GA", Point(rung)) for rung in (4, 8))
-    results = Results(
-        [
-            trial({}, (1, 1), (1, 1)),
-            trial(weak, (0.6, 1.0), (0.5, 1.0)),
-            trial(strong, (0.1, 0.97), (0.2, 0.5)),  # fold 1 would take it
-        ]
-    )
+    one, two = (settings_at("GA", Point(rung)) for rung in (4, 8))
+    vanilla = trial({}, (1, 1), (1, 1))
+    good = [trial(one, (0.1, 1), (0.7, 1)), trial(two, (0.8, 1), (0.2, 1))]
+    results = Results([vanilla, *good])
     found = tables.choices(results, "GA", budget=2)
-    assert (found[1].forget, found[1].retain) == ("0.60", "1.00")
-    assert (found[2].forget, found[2].retain) == ("0.20", "0.50 ✗")
+    assert [found[test].forget for test in (1, 2)] == ["0.80", "0.70"]
+    assert results.finished("GA", budget=2)
+    assert not results.finished("GA", budget=3)
+    poor = [trial(one, (0.1, 0.9), (0.7, 0.8)), trial(two, (0.8, 0.4), (0.2, 0.6))]
+    found = tables.choices(Results([vanilla, *poor]), "GA", budget=2)
+    assert [found[test].retain for test in (1, 2)] == ["0.85 ✗", "0.85 ✗"]
 
 
 @pytest.mark.parametrize("chosen", recipe.RECIPES, ids=lambda r: r.name)

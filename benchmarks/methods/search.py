@@ -4,8 +4,7 @@ Among the trials that keep at least 95 % of the vanilla retain score the stronge
 with an oracle the closest to its forget score. Every method has a ladder of strengths (learning
 rate, gamma, share of neurons) and a second setting (lambda, layers). Gates and pruning do more harm
 the stronger they are, so that their ladder is bisected; a higher learning rate also learns the
-retain data better, so that of learning rates three are taken at even distances, then the best one's
-neighbours. In between, the second setting is changed at the best strength so far.
+retain data better, so that some learning rates are taken far apart, then the best one's neighbours.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from dataclasses import dataclass
 
 RUNGS = 15
 """Strengths 1 to 15; 0 is the vanilla model. Four bisections find one."""
-SPREAD = (4, 8, 12)
-"""Learning rates that are tried first."""
 KEEP = 0.95
 
 
@@ -58,6 +55,10 @@ class Point:
 
     rung: int
     second: int = 0
+
+
+FIRST = (Point(4), Point(8), Point(8, 1), Point(11, 1))
+"""Learning rates that are tried first: few steps, then more of them with more retain weight."""
 
 
 def search(
@@ -110,13 +111,11 @@ def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
 
 
 def _spread(rule: Rule, num_seconds: int) -> Plan:
-    for rung in SPREAD:
-        tried = yield Point(rung)
+    for point in FIRST:
+        if point.second < num_seconds:
+            tried = yield point
     best = _best(tried, rule)
-    if num_seconds > 1:  # more weight on what may stay
-        tried = yield Point(best.rung, 1)
-        best = _best(tried, rule)
-    for step in (2, -2, 1, -1):
+    for step in (-2, 2, -1, 1):
         beside = Point(min(RUNGS, max(1, best.rung + step)), best.second)
         if beside not in [point for point, _ in tried]:
             tried = yield beside

@@ -64,7 +64,7 @@ def run(cases: list[Case], options: argparse.Namespace) -> None:
     benches = []
     for case in cases:
         chosen = case.shortened(QUICK) if options.quick else case
-        benches.append(Bench(chosen, log, options.work, steps=1 if options.quick else 10))
+        benches.append(Bench(chosen, log, options.work, most_steps=1 if options.quick else 1000))
     for bench in benches:
         run_tables(bench, budget, options.methods)
     if options.methods is None:

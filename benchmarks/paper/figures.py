@@ -68,16 +68,14 @@ def layers_figure(results: Results, budget: int, name: str, folder: Path) -> str
     groups: dict[str, list[Values]] = {}
     kvw = results.chosen("KVW", 1, budget)
     if kvw:
-        same = kvw["settings"]["gamma"]
-        groups["KVW, layers"] = [t for t in results.by("KVW") if t["settings"]["gamma"] == same]
+        gamma = kvw["settings"]["gamma"]
+        groups["KVW, layers"] = [t for t in results.by("KVW") if t["settings"]["gamma"] == gamma]
     for method in RANKED:
         chosen = results.chosen(method, 1, budget)
         if chosen:
-            rate = chosen["settings"]["learning_rate"]
+            same = {**chosen["settings"], "weight": None}
             groups[f"{method}, λ"] = [
-                t
-                for t in results.by(method)
-                if t["settings"]["learning_rate"] == rate and "rank" not in t["settings"]
+                t for t in results.by(method) if {**t["settings"], "weight": None} == same
             ]
     if not groups:
         return None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.methods import gradient
 from benchmarks.methods.search import Point, Rule, Score, search
 
 Values = dict[str, Any]
-WEIGHTS = (1.0, 2.0, 0.7)
+TRAINING: tuple[Values, ...] = ({"weight": 1.0}, {"weight": 2.0, "steps": 30}, {"weight": 0.7})
+"""Second settings of gradient methods: lambda, and steps where they are not 10."""
 LAYERS = ("1:27", "3:26", "0:29")
 """Starts in the first and ends in the last eighth of 30 layers: usual, mild, strong."""
 KVW = {"KVW": {}, "KVW A²": {"power": 2.0}}
@@ -28,7 +29,7 @@ def settings_at(method: str, point: Point) -> Values:
     rise = point.rung - 1
     if method in ("MMU", *gradient.LORA_STEPS, "MMU*"):
         lowest = 2e-6 if method == "MMU" else 5e-5
-        return {"learning_rate": _round(lowest * 2 ** (rise / 2)), "weight": WEIGHTS[point.second]}
+        return {"learning_rate": _round(lowest * 2 ** (rise / 2)), **TRAINING[point.second]}
     if method == "MANU":
         return {"share": _round(5e-4 * 2 ** (rise / 2)), "layers": LAYERS[::-1][point.second]}
     lowest = 0.002 if method == "KVW A²" else 0.004
@@ -73,8 +74,9 @@ class Log:
 
 
 def score_of(trial: Values, fold: int) -> Score:
-    """What a trial scored on one fold."""
-    return Score(trial["scores"][f"forget_{fold}"], trial["scores"][f"retain_{fold}"])
+    """What a trial scored: forget on one fold, retain on all, as in CLEAR's published folds."""
+    retain = fmean(trial["scores"][f"retain_{either}"] for either in (1, 2))
+    return Score(trial["scores"][f"forget_{fold}"], retain)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class Results:
 
         The search is run again on the log, so that nothing else that was tried is chosen from.
         """
+        return self._search(method, fold, budget)[0]
+
+    def finished(self, method: str, budget: int) -> bool:
+        """Whether both folds' searches came to their end."""
+        return all(self._search(method, fold, budget)[1] for fold in (1, 2))
+
+    def _search(self, method: str, fold: int, budget: int) -> tuple[list[Values], bool]:
         used: list[Values] = []
 
         def look_up(point: Point) -> Score:
@@ -119,9 +128,12 @@ class Results:
             used.append(trial)
             return score_of(trial, fold)
 
-        with suppress(LookupError):
-            run_search(look_up, self.rule(fold), method, budget)
-        return used
+        rule = self.rule(fold)
+        try:
+            run_search(look_up, rule, method, budget)
+        except LookupError:
+            return used, False
+        return used, True
 
     def chosen(self, method: str, fold: int, budget: int) -> Values | None:
         """What the rule chooses on a fold; None where the method was not tried yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Bench:
     case: Case
     log: Log
     work: Path
-    steps: int = 10
+    most_steps: int = 1000
+    """Cuts training short where all that counts is that it runs."""
 
     def trial(self, method: str, settings: Values) -> Values:
         """The finished trial, made now unless it is in the log."""
@@ -72,7 +73,8 @@ class Bench:
         """The case's model under a method while the context is open."""
         model = self.case.loaded.model
         if method in gradient.METHODS:
-            chosen = Settings(**{"steps": self.steps, **settings})
+            chosen = Settings(**settings)
+            chosen = replace(chosen, steps=min(chosen.steps, self.most_steps))
             pairs = draw_pairs(self.case.encoder, self.case.forget, self.case.retain, chosen)
             with gradient.unlearned(method, model, pairs, chosen):
                 yield
