@@ -117,15 +117,14 @@ class Flushing:
     def __init__(self, folder: Path, files: Iterable[str]) -> None:
         self.folder, self.files = folder, list(files)
         self.pool = ThreadPoolExecutor(1)
-        self.busy = dict[str, Future[None]]()
+        self.newest = dict[str, Future[None]]()
+        self.begun = list[Future[None]]()
 
     def begin(self, file: str) -> None:
         """Take what was written so far to the disk, unless that is going on."""
-        running = self.busy.get(file)
-        if running is None or running.done():
-            self.busy[file] = self.pool.submit(fsync, self.folder / file)
-            if running:
-                running.result()
+        if file not in self.newest or self.newest[file].done():
+            self.newest[file] = future = self.pool.submit(fsync, self.folder / file)
+            self.begun.append(future)
 
     def __enter__(self) -> Flushing:
         return self
@@ -133,8 +132,8 @@ class Flushing:
     def __exit__(self, kind: object, *_: object) -> None:
         self.pool.shutdown(cancel_futures=kind is not None)
         if kind is None:
-            for begun in self.busy.values():
-                begun.result()  # an error of the disk is told once, perhaps there
+            for flushed in self.begun:
+                flushed.result()  # an error of the disk is told once, perhaps there
             for file in self.files:
                 fsync(self.folder / file)
 

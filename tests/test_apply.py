@@ -178,7 +178,7 @@ def test_an_error_of_the_disk_is_told_whenever_it_comes(case: Case, tmp_path, mo
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(weakening, "fsync", fail_once)
-    with pytest.raises(StorageError, match="cannot be written: .*Input/output error"):
+    with pytest.raises(StorageError, match=r"cannot be written: .*Input/output error"):
         apply(case.model, case.stored.location.url, tmp_path / "w", case.strength)
     assert list(tmp_path.iterdir()) == []
 

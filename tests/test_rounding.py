@@ -73,7 +73,8 @@ def halves_and_factors(draw) -> tuple[str, np.ndarray, np.ndarray]:
     dtype = draw(st.sampled_from(["BF16", "F16"]))
     beyond = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
     size = draw(st.integers(1, 40))
-    patterns = st.lists(st.integers(0, beyond - 1), min_size=size, max_size=size)
+    first, last = draw(st.sampled_from([(0, beyond - 1), (0x3800, 0x4400)]))
+    patterns = st.lists(st.integers(first, last), min_size=size, max_size=size)
     signs = draw(st.lists(st.sampled_from([0, 0x8000]), min_size=size, max_size=size))
     weights = np.array(draw(patterns), np.uint16) | np.array(signs, np.uint16)
     if draw(st.booleans()):
