@@ -32,7 +32,7 @@ OTHER_WEIGHTS = (
     *("*.gguf", "*.h5", "*.msgpack", "*.onnx"),
 )
 """Never copied: they hold the weights as they were before."""
-BLOCK = 4 << 20
+BLOCK = 1 << 20
 """Bytes read at a time; memory does not grow with the checkpoint."""
 
 
@@ -109,19 +109,27 @@ class Checkpoint:
             {n: [t.dtype, list(t.shape), tensor_digests[n]] for n, t in self.tensors.items()}
         )
 
-    def blocks(self, tensor: Tensor, rows: int | None = None) -> Iterator[bytes]:
-        """A tensor's bytes, in blocks of whole rows where `rows` says how many there are."""
+    def blocks(self, tensor: Tensor, rows: int | None = None) -> Iterator[memoryview]:
+        """A tensor's bytes, in blocks of whole rows where `rows` says how many there are.
+
+        Each stands where the one before it stood.
+        """
         size = tensor.stop - tensor.start
         row = size // rows if rows else 1
         step = max(1, BLOCK // max(1, row)) * row
-        with (self.folder / tensor.shard).open("rb") as file:
+        buffer = memoryview(bytearray(min(step, size)))
+        with (self.folder / tensor.shard).open("rb", buffering=0) as file:
+            file.seek(tensor.start)
             for start in range(tensor.start, tensor.stop, step or 1):
-                length = min(step, tensor.stop - start)
-                block = os.pread(file.fileno(), length, start)
-                if len(block) != length:
-                    raise StorageError(
-                        f"{self.folder / tensor.shard}: shorter than its header says"
-                    )
+                block = buffer[: min(step, tensor.stop - start)]
+                rest = block
+                while rest:
+                    read = file.readinto(rest)
+                    if not read:
+                        raise StorageError(
+                            f"{self.folder / tensor.shard}: shorter than its header says"
+                        )
+                    rest = rest[read:]
                 yield block
 
     def other_files(self) -> list[Path]:

@@ -16,13 +16,17 @@ ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _NATIVE = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _TINY = 2.0**-126
 """Smallest normal bfloat16."""
+_NEAR = 4
+"""Units in the last place of float32: what is further than this from a tie is on its side."""
 _STRIP = 1 << 15
 """Elements per pass: the temporaries stay in the processor's cache."""
+_STRIP_OF_HALVES = 1 << 17
+"""The same where they are 32 bits wide and fewer."""
 _TILE_ROWS = 64
 """Rows per pass where gate after gate is applied; the columns follow from `_STRIP`."""
 
 
-def decode(raw: bytes, dtype: str) -> npt.NDArray[Any]:
+def decode(raw: bytes | memoryview, dtype: str) -> npt.NDArray[Any]:
     """Raw little-endian elements as a float array (bfloat16 as float32, exactly)."""
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
@@ -59,7 +63,7 @@ def _to_bfloat16(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
 
 
 def scale(
-    raw: bytes,
+    raw: bytes | memoryview,
     dtype: str,
     columns: int,
     axis: int,
@@ -68,22 +72,71 @@ def scale(
     first_row: int,
 ) -> bytes:
     """Rows of a (row, column) matrix, from `first_row` on, times `factors` along `axis`."""
-    values = decode(raw, dtype).reshape(-1, columns)
-    result = np.empty(values.shape, _NATIVE.get(dtype, "<u2"))
-    step = max(1, _STRIP // columns)
-    for start in range(0, len(values), step):
+    weights = np.frombuffer(raw, _NATIVE.get(dtype, "<u2")).reshape(-1, columns)
+    result = np.empty_like(weights)
+    if axis == 0:
+        factors = factors[first_row : first_row + len(weights), None]
+    narrow = factors.astype(np.float32) if dtype == "BF16" and _normal(factors) else None
+    step = max(1, (_STRIP if narrow is None else _STRIP_OF_HALVES) // columns)
+    for start in range(0, len(weights), step):
         rows = slice(start, start + step)
-        strip = values[rows].astype(np.float64)
-        if axis == 1:
-            strip *= factors
-        else:
-            strip *= factors[first_row + start : first_row + start + len(strip), None]
-        result[rows] = encode(strip, dtype)
+        of_rows = slice(None) if axis == 1 else rows
+        done = narrow is not None and _through_float32(
+            weights[rows], narrow[of_rows], factors[of_rows], result[rows]
+        )
+        if not done:
+            result[rows] = _product(weights[rows], factors[of_rows], dtype)
     return result.tobytes()
 
 
+def _product(weights: npt.NDArray[Any], factors: npt.NDArray[np.float64], dtype: str) -> Any:
+    return encode(decode(weights.tobytes(), dtype).reshape(weights.shape) * factors, dtype)
+
+
+def _normal(values: npt.NDArray[Any]) -> bool:
+    """Whether all are normal numbers as float32, none so large that it would round to infinity."""
+    size = np.abs(values)
+    return bool(
+        size.min(initial=1.0) >= _TINY and size.max(initial=1.0) <= np.finfo(np.float32).max
+    )
+
+
+def _through_float32(
+    weights: npt.NDArray[np.uint16],
+    narrow: npt.NDArray[np.float32],
+    factors: npt.NDArray[np.float64],
+    result: npt.NDArray[np.uint16],
+) -> bool:
+    """`_product` of bfloat16 in half the time; False where it must be done there.
+
+    Rounding factor and product to float32 moves the product by two of its units in the last place
+    and hardly more, as long as both are normal. The 16 bits that are kept are those of the float64
+    product unless a tie lies between the two, so unless those that are dropped are within `_NEAR`
+    of a half: one in 7,000, which is computed in float64.
+    """
+    bits = weights.astype(np.uint32)
+    bits <<= 16
+    values = bits.view(np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        values *= narrow
+    if not _normal(values):
+        return False
+    carried = bits >> 16
+    carried &= 1
+    carried += 0x7FFF
+    carried += bits
+    carried >>= 16
+    result[...] = carried
+    bits += 0x8000 + _NEAR
+    near = np.flatnonzero(bits.astype(np.uint16) <= 2 * _NEAR)
+    chosen = np.unravel_index(near, weights.shape)
+    exact = _product(weights[chosen], np.broadcast_to(factors, weights.shape)[chosen], "BF16")
+    result[chosen] = exact
+    return True
+
+
 def scale_in_place(
-    raw: bytes,
+    raw: bytes | memoryview,
     dtype: str,
     columns: int,
     axis: int,

@@ -10,15 +10,17 @@ import hashlib
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvwstream.checkpoint import Checkpoint, Tensor
-from kvwstream.durable import fsync
+from kvwstream.durable import clone, fsync
 from kvwstream.rounding import ITEMSIZE, scale, scale_in_place
+
+Buffer = bytes | memoryview
 
 
 class Exact(NamedTuple):
@@ -27,7 +29,7 @@ class Exact(NamedTuple):
     axis: int
     factors: np.ndarray[tuple[int], np.dtype[np.float64]]
 
-    def scaled(self, raw: bytes, tensor: Tensor, first_row: int) -> bytes:
+    def scaled(self, raw: Buffer, tensor: Tensor, first_row: int) -> Buffer:
         """Some rows of the tensor, weakened; factors of one leave every bit, of a NaN too."""
         if np.all(self.factors == 1):
             return raw
@@ -42,7 +44,7 @@ class InPlace(NamedTuple):
     axis: int
     gates: np.ndarray[tuple[int, int], np.dtype[Any]]
 
-    def scaled(self, raw: bytes, tensor: Tensor, first_row: int) -> bytes:
+    def scaled(self, raw: Buffer, tensor: Tensor, first_row: int) -> Buffer:
         """Some rows of the tensor, weakened record after record."""
         return scale_in_place(
             raw, tensor.dtype, tensor.shape[1], self.axis, self.gates, first_row=first_row
@@ -67,38 +69,77 @@ def copy_scaled(
 ) -> dict[str, TensorDigests]:
     """Copy `base` into the new folder `out`, multiplying the `touched` tensors (Eq. 6).
 
-    `scalings` come in batches, so that not all need be in memory. Each byte is read once; the
-    digests of every tensor before and after come with the pass. Shards without a scaled tensor are
-    hard-linked where the file system allows. Files are fsynced.
+    `scalings` come in batches, so that not all need be in memory. Each byte is read once, in the
+    order of the files as far as the batches allow; the digests of every tensor before and after
+    come with the pass. Where the file system can share blocks, only the touched tensors are
+    written; elsewhere shards without one are hard links. Files are fsynced, which begins while
+    others are computed.
     """
+    shards = {base.tensors[name].shard for name in touched}
+    copied = {shard for shard in base.shards if _begin(base, shard, out, shard in shards)}
+    kept = [name for name in base.tensors if name not in touched]
+    digests: dict[str, TensorDigests] = {}
+    with ThreadPoolExecutor(_threads()) as pool, Flushing(out, shards) as flushing:
+        for batch in scalings:
+            names = sorted((*kept, *batch), key=lambda name: _place(base.tensors[name]))
+
+            def copy(name: str, batch: Mapping[str, Scaling] = batch) -> TensorDigests:
+                shard, scaling = base.tensors[name].shard, batch.get(name)
+                write = scaling is not None or shard in copied
+                made = _copy_tensor(base, name, out, scaling, write=write)
+                if write:
+                    flushing.begin(shard)
+                return made
+
+            digests |= zip(names, pool.map(copy, names), strict=True)
+            kept = []
     for name in base.side_files():
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(base.folder / name, target)
         fsync(target)
-    shards = {base.tensors[name].shard for name in touched}
-    for shard in base.shards:
-        if shard in shards:
-            _copy_header(base, shard, out)
-        else:
-            _link(base.folder / shard, out / shard)
-
-    def copy(name: str, scaling: Scaling | None = None) -> TensorDigests:
-        return _copy_tensor(base, name, out, scaling, base.tensors[name].shard in shards)
-
-    kept = [name for name in base.tensors if name not in touched]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = dict(zip(kept, pool.map(copy, kept), strict=True))
-        for batch in scalings:
-            digests |= zip(batch, pool.map(copy, batch, batch.values()), strict=True)
-    for shard in shards:
-        fsync(out / shard)
     fsync(out)
     return {name: digests[name] for name in base.tensors}
 
 
+def _place(tensor: Tensor) -> tuple[str, int]:
+    return tensor.shard, tensor.start
+
+
+def _threads() -> int:
+    """More would wait for the disk, and each holds two blocks."""
+    return min(8, os.cpu_count() or 1)
+
+
+class Flushing:
+    """Flushes files in a thread while they are written, and whole when the block ends well."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self.folder, self.files = folder, list(files)
+        self.pool = ThreadPoolExecutor(1)
+        self.newest = dict[str, Future[None]]()
+        self.begun = list[Future[None]]()
+
+    def begin(self, file: str) -> None:
+        """Take what was written so far to the disk, unless that is going on."""
+        if file not in self.newest or self.newest[file].done():
+            self.newest[file] = future = self.pool.submit(fsync, self.folder / file)
+            self.begun.append(future)
+
+    def __enter__(self) -> Flushing:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for flushed in self.begun:
+                flushed.result()  # an error of the disk is told once, perhaps there
+            for file in self.files:
+                fsync(self.folder / file)
+
+
 def _copy_tensor(
-    base: Checkpoint, name: str, out: Path, scaling: Scaling | None, write: bool
+    base: Checkpoint, name: str, out: Path, scaling: Scaling | None, *, write: bool
 ) -> TensorDigests:
     tensor = base.tensors[name]
     before, after = hashlib.sha256(), hashlib.sha256()
@@ -117,7 +158,7 @@ def _copy_tensor(
 
 def scaled_blocks(
     base: Checkpoint, tensor: Tensor, scaling: Scaling | None
-) -> Iterator[tuple[bytes, bytes]]:
+) -> Iterator[tuple[Buffer, Buffer]]:
     """A tensor's bytes in blocks, each with what it becomes; without a scaling, itself."""
     if scaling is None:
         yield from ((block, block) for block in base.blocks(tensor))
@@ -129,30 +170,35 @@ def scaled_blocks(
         first += len(block) // (columns * ITEMSIZE[tensor.dtype])
 
 
-def _write_at(file: int, block: bytes, place: int) -> None:
+def _write_at(file: int, block: Buffer, place: int) -> None:
     view = memoryview(block)
     while view:
         written = os.pwrite(file, view, place)
         view, place = view[written:], place + written
 
 
-def _copy_header(base: Checkpoint, shard: str, out: Path) -> None:
-    """A file of the same length with everything but the tensors' bytes."""
-    source = base.folder / shard
-    target = out / shard
+def _begin(base: Checkpoint, shard: str, out: Path, touched: bool) -> bool:
+    """Make the shard, but for the bytes of tensors where it returns True: these are to be copied.
+
+    It shares the blocks of the base's if that can be, else one that is not touched is a hard link
+    to it, else a copy.
+    """
+    source, target = base.folder / shard, out / shard
     target.parent.mkdir(parents=True, exist_ok=True)
-    start = min(tensor.start for tensor in base.tensors.values() if tensor.shard == shard)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        writer.write(reader.read(start))
-        writer.truncate(source.stat().st_size)
+    shared = clone(source, target)
+    if not shared and not touched:
+        target.unlink()
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source, target)
+            fsync(target)
+        return False
+    if not shared:
+        start = min(tensor.start for tensor in base.tensors.values() if tensor.shard == shard)
+        with source.open("rb") as reader, target.open("r+b") as writer:
+            writer.write(reader.read(start))
+            writer.truncate(source.stat().st_size)
     shutil.copystat(source, target)
     target.chmod(target.stat().st_mode | 0o200)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
-        fsync(target)
+    return not shared

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from kvwstream import weakening
 from kvwstream.accessor import LayerRange, gates
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import ModelError, OptionError, PlanMismatchError, StorageError
@@ -135,6 +138,49 @@ def test_untouched_shards_are_hard_links(case: Case):
     for name in shards:
         same = (case.model / name).samefile(case.out / name)
         assert same == (name not in touched)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_where_blocks_are_shared_only_value_projections_are_written(
+    case: Case, tmp_path, monkeypatch, shares
+):
+    """The copy in place of the file system's, which few file systems can make."""
+    written, tensors = [], Checkpoint.open(case.model).tensors
+
+    def cloned(source: Path, target: Path) -> bool:
+        target.write_bytes(source.read_bytes() if shares else b"")
+        return shares
+
+    def count(file: int, block: bytes, place: int) -> None:
+        written.append(len(block))
+        write_at(file, block, place)
+
+    write_at = weakening._write_at
+    monkeypatch.setattr(weakening, "clone", cloned)
+    monkeypatch.setattr(weakening, "_write_at", count)
+    apply(case.model, case.stored.location.url, tmp_path / "w", case.strength)
+    assert tree_bytes(tmp_path / "w") == tree_bytes(case.out)
+    weakened = case.manifest["weakened"].keys()
+    shards = {tensors[name].shard for name in weakened}
+    names = weakened if shares else [n for n, t in tensors.items() if t.shard in shards]
+    assert sum(written) == sum(tensors[name].stop - tensors[name].start for name in names)
+    linked = [name for name in {t.shard for t in tensors.values()} if name not in shards]
+    assert all((case.model / n).samefile(tmp_path / "w" / n) != shares for n in linked)
+
+
+def test_an_error_of_the_disk_is_told_whenever_it_comes(case: Case, tmp_path, monkeypatch):
+    """Flushing begins while tensors are computed; what fails then is not flushed again."""
+    failed = []
+
+    def fail_once(path: Path) -> None:
+        if path.suffix == ".safetensors" and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(weakening, "fsync", fail_once)
+    with pytest.raises(StorageError, match=r"cannot be written: .*Input/output error"):
+        apply(case.model, case.stored.location.url, tmp_path / "w", case.strength)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_manifest_says_what_was_done(case: Case):

@@ -67,6 +67,53 @@ def test_scaling_is_the_float64_product_rounded_once(dtype, axis, rng):
     assert len(made) == weight.numel() * ITEMSIZE[dtype]
 
 
+@st.composite
+def halves_and_factors(draw) -> tuple[str, np.ndarray, np.ndarray]:
+    """Finite weights of 16 bits and factors, many of which make a tie or what is next to one."""
+    dtype = draw(st.sampled_from(["BF16", "F16"]))
+    beyond = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
+    size = draw(st.integers(1, 40))
+    first, last = draw(st.sampled_from([(0, beyond - 1), (0x3800, 0x4400)]))
+    patterns = st.lists(st.integers(first, last), min_size=size, max_size=size)
+    signs = draw(st.lists(st.sampled_from([0, 0x8000]), min_size=size, max_size=size))
+    weights = np.array(draw(patterns), np.uint16) | np.array(signs, np.uint16)
+    if draw(st.booleans()):
+        targets = np.array(draw(patterns), np.uint16).clip(0, beyond - 2)
+        low, high = (decode((targets + n).tobytes(), dtype).astype(float) for n in (0, 1))
+        values = np.abs(decode(weights.tobytes(), dtype).astype(float))
+        factors = np.divide(low / 2 + high / 2, values, out=np.ones(size), where=values > 0)
+        units = draw(st.lists(st.integers(-5, 5), min_size=size, max_size=size))
+        near = draw(st.sampled_from([2.0**-52, 2.0**-24, 2.0**-23, 2.0**-22]))
+        factors = factors * (1 + np.array(units) * near)
+    else:
+        exponents = st.floats(0, draw(st.sampled_from([0.1, 4.0, 90.0, 700.0])))
+        factors = np.exp(-np.array(draw(st.lists(exponents, min_size=size, max_size=size))))
+    return dtype, weights, factors
+
+
+@given(halves_and_factors(), st.integers(1, 3))
+def test_halves_are_the_float64_product_rounded_once(drawn, rows):
+    """Whatever the way there is: for bfloat16 it leads through float32."""
+    dtype, weights, factors = drawn
+    raw = np.tile(weights, (rows, 1)).tobytes()
+    made = scale(raw, dtype, len(weights), 1, factors, first_row=0)
+    product = decode(weights.tobytes(), dtype).astype(float) * factors
+    assert made == encode(product, dtype).tobytes() * rows
+    across = scale(weights.tobytes(), dtype, 1, 0, factors, first_row=0)
+    assert across == made[: len(across)]
+
+
+def test_no_pattern_rounds_otherwise_whatever_the_factor(rng):
+    """All finite bfloat16 numbers times factors of each size."""
+    weights = np.arange(0x10000, dtype=np.uint16)
+    weights = weights[(weights & 0x7F80) != 0x7F80]
+    values = decode(weights.tobytes(), "BF16").astype(float)
+    for size in (1e-3, 0.1, 1.0, 4.0, 60.0, 100.0, 700.0):
+        factors = np.exp(-size * rng.random(len(weights)))
+        made = scale(weights.tobytes(), "BF16", len(weights), 1, factors, first_row=0)
+        assert made == encode(values * factors, "BF16").tobytes()
+
+
 def test_factor_one_changes_no_bit(rng):
     raw = rng.integers(0, 0x7F80, 4000).astype("<u2").tobytes()
     assert scale(raw, "BF16", 40, 1, np.ones(40), first_row=0) == raw
