@@ -1,0 +1,146 @@
+"""Sums behind a shared prefix are those of each record alone, and a model that lies is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import MistralConfig
+
+from kvwstream.collector import record_sums
+from kvwstream.errors import ModelError, NumericalError
+from kvwstream.models import inference, load_model
+from kvwstream.pipelines.measure import Measurer
+from kvwstream.pipelines.prepare import prepare
+from kvwstream.prefix_cache import PrefixCache
+from kvwstream.readers import read_examples
+from tests.conftest import COLOURS, THINGS, llama_config, question, save_model, write_rows
+
+BEGINNING = "Long ago there was a town by the sea where every thing had a colour of its own. "
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    rows = [question(thing, colour) for thing, colour in zip(THINGS, COLOURS, strict=True)]
+    for row in rows:
+        row["question"] = BEGINNING + row["question"]
+    return write_rows(tmp_path_factory.mktemp("facts") / "facts.jsonl", rows)
+
+
+def sliding_config() -> MistralConfig:
+    """A window of fewer tokens than the prefix has."""
+    values = llama_config(max_position_embeddings=256).to_dict()
+    for name in ("model_type", "architectures", "transformers_version", "dtype"):
+        values.pop(name, None)
+    return MistralConfig(**{**values, "sliding_window": 8})
+
+
+@pytest.fixture(scope="module", params=["llama", "sliding window"])
+def model(request, tmp_path_factory):
+    config = llama_config(max_position_embeddings=256)
+    config = config if request.param == "llama" else sliding_config()
+    return save_model(tmp_path_factory.mktemp("model") / "m", config)
+
+
+def alone(loaded, prepared, record: int) -> np.ndarray:
+    with inference(loaded.model):
+        batch = prepared.record_batch(record)
+        sums = record_sums(loaded.model, prepared.sites, batch, prepared.plan.moments)
+    return sums[:, 0].numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_sums_are_those_of_each_record_alone(model, facts, batch_size):
+    examples, moments = read_examples(str(facts)), ("abs", "signed", "square")
+    prepared = prepare(str(model), examples, batch_size=batch_size, moments=moments)
+    assert prepared.table.prefix.min() > 8
+    loaded = load_model(model)
+    with inference(loaded.model):
+        data = Measurer(loaded, prepared).part(prepared.plan.part(0))
+    for record in range(prepared.plan.num_records):
+        expected = alone(loaded, prepared, record)
+        for moment, values in zip(moments, expected, strict=True):
+            off = np.abs(data.sums[moment][record] - values).max()
+            assert off <= 1e-5 * np.abs(values).max()
+        examples = prepared.plan.examples_of(record)
+        positions = prepared.table.num_positions[examples.start : examples.stop].sum()
+        assert set(data.counts[record]) == {positions}
+
+
+def test_the_prefix_of_a_group_runs_once(model, facts, monkeypatch):
+    """However many passes the group is cut into."""
+    prepared = prepare(str(model), read_examples(str(facts)), pass_tokens=60)
+    assert prepared.table.forward.max() >= 2
+    assert len(set(prepared.table.group)) == 1
+    loaded, began = load_model(model), []
+    whole = PrefixCache.__init__
+    monkeypatch.setattr(PrefixCache, "__init__", lambda self: (began.append(1), whole(self))[1])
+    with inference(loaded.model):
+        Measurer(loaded, prepared).part(prepared.plan.part(0))
+    assert len(began) == 1
+
+
+def test_no_sharing_is_another_plan_with_the_same_sums(model, facts):
+    examples = read_examples(str(facts))
+    one, two = (prepare(str(model), examples, sharing=sharing) for sharing in (True, False))
+    assert one.plan.digest != two.plan.digest
+    assert not two.table.prefix.any()
+    loaded = load_model(model)
+    with inference(loaded.model):
+        sums = {
+            name: row
+            for prepared in (one, two)
+            for name, row in zip(
+                ((prepared is one, name) for name in prepared.table.ids),
+                Measurer(loaded, prepared).part(prepared.plan.part(0)).sums["abs"],
+                strict=True,
+            )
+        }
+    for name in one.table.ids:
+        np.testing.assert_allclose(sums[True, name], sums[False, name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_for_which_a_prefix_means_something_else_is_refused(model, facts, monkeypatch):
+    """As a mask would do that looks at the tail alone."""
+    monkeypatch.setattr("kvwstream.prefix_cache._behind", lambda prefix, new: torch.cat(
+        [0 * prefix.expand(len(new), -1, -1, -1), new], dim=-2
+    ))  # fmt: skip
+    prepared = prepare(str(model), read_examples(str(facts)))
+    loaded = load_model(model)
+    with inference(loaded.model), pytest.raises(ModelError, match="--no-sharing"):
+        Measurer(loaded, prepared).part(prepared.plan.part(0))
+
+
+def test_a_value_that_is_not_finite_names_its_record_and_example(tmp_path, facts):
+    """Among others that share its pass: the one whose token has a poisoned embedding."""
+    model = save_model(tmp_path / "m", llama_config(max_position_embeddings=256))
+    prepared = prepare(str(model), read_examples(str(facts)), batch_size=2)
+    loaded, victim = load_model(model), 5
+    ids = prepared.encoder.token_ids(prepared.examples[victim])
+    others = {
+        token
+        for index, example in enumerate(prepared.examples)
+        if index != victim
+        for token in prepared.encoder.token_ids(example)
+    }
+    (poison, *_) = [token for token in ids if token not in others]
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[poison] = float("nan")
+    with inference(loaded.model), pytest.raises(NumericalError) as caught:
+        Measurer(loaded, prepared).part(prepared.plan.part(0))
+    for word in (f"record {victim // 2}", repr(prepared.table.ids[victim]), "--dtype float32"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_synchronisation_inside_a_forward(model, facts):
+    prepared = prepare(str(model), read_examples(str(facts)), device="cuda")
+    loaded = load_model(model, device="cuda")
+    batch = prepared.record_batch(0).to(loaded.device)
+    with inference(loaded.model):
+        record_sums(loaded.model, prepared.sites, batch, ("abs",))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            record_sums(loaded.model, prepared.sites, batch, ("abs",))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
