@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from transformers import PretrainedConfig
 
+from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint, match_tensors
-from kvwstream.models import model_skeleton
+from kvwstream.models import load_processor, model_skeleton
 from kvwstream.pipelines.preparation import Preparation
+from kvwstream.prefix_cache import why_not_shared
 from kvwstream.sites import find_sites
 from kvwstream.stores.tables import positions_run
 
 
 def describe_sites(folder: Path) -> list[str]:
-    """A line per value projection of a checkpoint, and one of sums. Loads no weights."""
+    """A line per value projection, one of sums, one on sharing. Loads no weights."""
     skeleton = model_skeleton(folder)
     sites = match_tensors(find_sites(skeleton), Checkpoint.open(folder))
     vectors = sum(site.width for site in sites)
@@ -29,7 +33,18 @@ def describe_sites(folder: Path) -> list[str]:
         f"{type(skeleton).__name__}: {len(sites)} sites, {vectors:,} vectors, "
         f"{4 * vectors + 8 * len(sites)} B per record and moment"
     )
-    return [*lines, total]
+    return [
+        *lines,
+        total,
+        explain_sharing(skeleton.config, load_processor(folder, skeleton.config)),
+    ]
+
+
+def explain_sharing(config: PretrainedConfig, processor: Any) -> str:
+    """Whether what examples have in common at their beginning runs once, or why not."""
+    encoder = AnswerEncoder(processor, config)
+    reason = why_not_shared(config, takes_suffix=encoder.takes_suffix)
+    return f"beginnings are not shared: {reason}" if reason else "common beginnings run once"
 
 
 def summary(prepared: Preparation) -> list[tuple[str, str]]:
