@@ -64,7 +64,7 @@ MAX_BLOCKS = 10_000  # of which Amazon S3 makes one object
 GROUPS = 5  # the store itself, its two tables, the environment, the parts
 TABLES = 2 * len(Site._fields) + 2 * len(COLUMNS)  # metadata and data of the tables' columns
 LISTINGS = (2, 3)  # by `collect`, of the store when it is new and when it is complete
-SEAL_GETS, ARRAY_GETS = 2, 2  # of `reduce`, per part and per array in it; it reads two arrays
+PART_GETS = 3  # of `reduce`: the document that seals a part, and its two arrays
 
 
 class Model(NamedTuple):
@@ -166,7 +166,7 @@ def cost(job: Job) -> Cost:
     per_example, per_byte = (ENCODE + LOCATE, DIGEST + LOAD) if workers > 1 else (ENCODE, LOAD)
     # for their digest seals are read one by one, and so are the pages of a listing
     pages = ceil(objects, PAGE)
-    one_by_one = (parts + pages) * LATENCY
+    one_by_one = pages * LATENCY
     return Cost(
         workers=workers,
         parts=parts,
@@ -176,7 +176,7 @@ def cost(job: Job) -> Cost:
         # is there a seal, before and after the passes? and the metadata that it takes up
         gets=parts * (2 + moments + 1),
         reduce_lists=pages,
-        reduce_gets=parts * (SEAL_GETS + 2 * ARRAY_GETS),
+        reduce_gets=parts * PART_GETS,
         record_bytes=record_bytes,
         part_bytes=in_part * record_bytes,
         store_bytes=records * record_bytes,

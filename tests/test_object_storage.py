@@ -362,6 +362,30 @@ def test_requests_do_not_grow_beyond_what_parts_need(proxy, folder, llama, rows,
     assert max(lists[3]) <= 8
 
 
+def test_reduce_and_audit_read_each_byte_once(proxy, folder, local, llama, rows, say):
+    """Every object of the parts is asked for once, and every chunk of whatever is read.
+
+    But for the seals: which stores the statistics came from, an audit knows from these first.
+    """
+    cloud = Commands(folder, llama, rows)
+    for name in ("retain", "forget"):
+        for key, content in tree_bytes(local.url(name)).items():
+            Location(cloud.url(name)).write(key, content)
+    names = [cloud.url(name) for name in ("retain", "forget", "statistics")]
+    for times, step in ((1, cloud.reduce), (2, lambda: cloud("audit", *names))):
+        proxy.requests.clear()
+        assert say(step())[0] == 0
+        read = Counter(r.path for r in proxy.requests if r.operation == "GET")
+        parts = {path for path in read if "/parts/0" in path}
+        chunks = {path for path in read if "/c/" in path and "/examples/" not in path}
+        seals = {path for path in parts if re.search(r"parts/\d+/zarr\.json$", path)}
+        assert len(seals) == 4
+        assert len(parts & chunks) == 2 * len(seals)
+        assert {path: read[path] for path in parts | chunks if read[path] != 1} == {
+            path: times for path in seals if times > 1
+        }
+
+
 def test_without_a_conditional_put_the_first_still_wins(
     folder, local, llama, rows, say, monkeypatch
 ):

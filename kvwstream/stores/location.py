@@ -10,6 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,6 +45,8 @@ RETRIES: Any = {
     },
 }
 """What obstore does about an answer of 429 or 5xx, and about a connection that breaks."""
+FLUSHES = 8
+"""Files that are flushed at once."""
 ATTEMPTS = 4
 """Of a conditional put or a deletion, which obstore does not send again if the answer is lost."""
 WAIT = wait_random_exponential(multiplier=0.4, max=10)
@@ -185,13 +188,13 @@ class Location:
         """Flush every local file below and the folders that name them; buckets need none."""
         if not self.is_local:
             return
-        with storage_errors(self.url):
-            for folder, _, files in os.walk(self.path):
-                for name in files:
-                    if not STAGED.search(name):
-                        fsync(Path(folder, name))
-                fsync(Path(folder))
-            fsync(self.path.parent)
+        paths = [self.path.parent]
+        for folder, _, files in os.walk(self.path):
+            paths.append(Path(folder))
+            paths += [Path(folder, name) for name in files if not STAGED.search(name)]
+        # side by side they share the commits of the file system's journal
+        with storage_errors(self.url), ThreadPoolExecutor(FLUSHES) as pool:
+            list(pool.map(fsync, paths))
 
     def clean(self) -> None:
         """Remove what killed writers left below a local folder: staged files, empty folders."""
