@@ -53,15 +53,14 @@ def energy(
     square_mean: Float64,
     covered: npt.NDArray[np.bool_],
 ) -> Float64:
-    """E^4 where C_f > C_r, E = (signed mean of the forget record)^2 / (mean square of retain).
+    """E^2 where C_f > C_r, E = (signed mean of the forget record)^2 / (mean square of retain).
 
     E compares the energy that a record puts through a knowledge vector in one direction with all
     energy that the retain data put through it. `forget_mean`, `signed_mean` (..., vector),
     `retain_mean`, `square_mean`, `covered` (vector,). Not in the paper; see `docs/shapes.md`.
     """
     ratio = np.minimum(signed_mean * signed_mean / (square_mean + EPSILON), LARGEST_ENERGY)
-    squared = ratio * ratio
-    return np.where(covered & (forget_mean > retain_mean), squared * squared, 0.0)
+    return np.where(covered & (forget_mean > retain_mean), ratio * ratio, 0.0)
 
 
 def exponent(accessors: npt.ArrayLike) -> Float64:

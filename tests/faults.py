@@ -831,6 +831,12 @@ WEAKENED = [
         ("base", "statistics"),
     ),
     Fault(
+        "manifest: a shape of other moments",
+        adapter_says("shape", "energy"),
+        r"weak: its manifest does not fit .*: shape energy needs the signed and square moments",
+        ("base", "statistics"),
+    ),
+    Fault(
         "manifest: arithmetic",
         adapter_says("arithmetic", "in-place"),
         r"weak: 2 weakened tensors are not base times gate",

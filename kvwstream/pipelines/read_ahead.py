@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from kvwstream.plan import ENERGY_MOMENTS
-from kvwstream.stores.collected import CollectStore, PartData
+from kvwstream.stores.collected import CollectStore
+from kvwstream.stores.sealed_part import PartData
 
 READ_AHEAD = 128 << 20
 """Bytes of parts that are read ahead, at least two parts: bounds the memory."""
