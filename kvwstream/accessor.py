@@ -20,6 +20,8 @@ from kvwstream.plan import Site
 from kvwstream.reproducible import exp_negative, log
 
 EPSILON = 1e-12
+LARGEST_ENERGY = 1024.0
+"""Where E is cut off: far above what leaves anything of a vector, far from overflow."""
 
 
 def accessor(forget_mean: Float64, retain_mean: Float64, covered: npt.NDArray[np.bool_]) -> Float64:
@@ -42,6 +44,23 @@ def accessor_above(
     """`accessor`, with `log_mean` of C_r taken once for all forget records."""
     ratio = log_mean(forget_mean) - log_retain
     return np.where(covered, np.maximum(ratio, 0.0), 0.0)
+
+
+def energy(
+    forget_mean: Float64,
+    signed_mean: Float64,
+    retain_mean: Float64,
+    square_mean: Float64,
+    covered: npt.NDArray[np.bool_],
+) -> Float64:
+    """E^2 where C_f > C_r, E = (signed mean of the forget record)^2 / (mean square of retain).
+
+    E compares the energy that a record puts through a knowledge vector in one direction with all
+    energy that the retain data put through it. `forget_mean`, `signed_mean` (..., vector),
+    `retain_mean`, `square_mean`, `covered` (vector,). Not in the paper; see `docs/shapes.md`.
+    """
+    ratio = np.minimum(signed_mean * signed_mean / (square_mean + EPSILON), LARGEST_ENERGY)
+    return np.where(covered & (forget_mean > retain_mean), ratio * ratio, 0.0)
 
 
 def exponent(accessors: npt.ArrayLike) -> Float64:

@@ -123,6 +123,15 @@ class CoefficientSums:
         return error
 
 
+def add_leaf(total: Float64, sums: Float32) -> None:
+    """Add one leaf, the left fold of rows (record, vector), to `total` (vector,)."""
+    for strip in strips(len(total)):
+        leaf = np.zeros_like(total[strip])
+        for row in sums[:, strip]:
+            leaf += row
+        total[strip] += leaf
+
+
 def per_vector(per_site: npt.NDArray[Scalar], widths: Int64) -> npt.NDArray[Scalar]:
     """Values (..., site) repeated along the vector axis, (..., vector)."""
     return np.repeat(per_site, widths, axis=-1)

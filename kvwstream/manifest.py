@@ -18,7 +18,7 @@ from kvwstream.errors import DamageError
 from kvwstream.plan import ARITHMETICS
 from kvwstream.strength import Strength
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 STRENGTH_FIELDS = tuple(field.name for field in dataclasses.fields(Strength))
 COMMON = (
     *("environment", "base", "statistics", *STRENGTH_FIELDS),

@@ -77,6 +77,16 @@ class Accessors(StrEnum):
     mean = "mean"
 
 
+class Shapes(StrEnum):
+    """What A is made of."""
+
+    paper = "paper"
+    energy = "energy"
+
+
+Shape = Annotated[
+    Shapes, typer.Option(help="A: the paper's, or energy, which spares more (docs/shapes.md).")
+]
 Power = Annotated[float, typer.Option(help="P in the sum of max(0, A - T)^P; a multiple of 0.5.")]
 Threshold = Annotated[float, typer.Option(help="T in the sum of max(0, A - T)^P.")]
 Accessor = Annotated[

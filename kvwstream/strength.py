@@ -2,7 +2,8 @@
 
     S = sum over the first `until` forget records of max(0, A - T)^P,   gate = exp(-gamma * S)
 
-With P = 1 and T = 0 this is the paper. NumPy only; rows come one by one, memory holds one of them.
+With P = 1, T = 0 and the shape `paper` of A this is the paper. NumPy only; rows come one by one,
+memory holds one of them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kvwstream.accessor import LayerRange, accessor, check_gamma
+from kvwstream.accessor import LayerRange, accessor, check_gamma, energy
 from kvwstream.coefficients import Float64, per_vector
 from kvwstream.errors import OptionError
 from kvwstream.plan import Site
 
 ACCESSORS = ("record", "running", "mean")
-SHAPE = {"power": 1.0, "threshold": 0.0, "accessor": "record", "until": None}
+SHAPES = ("paper", "energy")
+SHAPE = {
+    **{"power": 1.0, "threshold": 0.0, "accessor": "record", "until": None},
+    "shape": "paper",
+}
 """The paper's: what a `Strength` is without more than gamma and layers."""
 LARGEST_POWER = 8.0
 """A is below 120, so that S stays far from overflow."""
@@ -33,6 +38,11 @@ class Stored(Protocol):
     @property
     def num_forget_records(self) -> int:
         """Rows of A."""
+        ...
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether there is what the shape `energy` needs."""
         ...
 
     @property
@@ -69,6 +79,8 @@ class Strength:
     it, or the `mean` over all records replayed, which makes one row that counts once."""
     until: int | None = None
     """Forget records replayed, from the first on; None is all of them."""
+    shape: str = "paper"
+    """What A is: the `paper`'s log-ratio of means (Eq. 4), or `energy` (`docs/shapes.md`)."""
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
@@ -83,6 +95,13 @@ class Strength:
         if self.accessor not in ACCESSORS:
             raise OptionError(
                 f"accessor must be one of {', '.join(ACCESSORS)}, got {self.accessor}"
+            )
+        if self.shape not in SHAPES:
+            raise OptionError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape}")
+        if self.shape == "energy" and self.accessor != "record":
+            raise OptionError(
+                f"shape energy is made record by record, got accessor {self.accessor}; leave it at "
+                "record"
             )
         if self.until is not None and (not isinstance(self.until, int) or self.until < 0):
             raise OptionError(f"until must be a whole number of at least 0, got {self.until}")
@@ -109,6 +128,15 @@ class Strength:
         """Plain JSON values."""
         return {**vars(self), "layers": str(self.layers)}
 
+    def check_fits(self, stored: Stored) -> None:
+        """`OptionError` if the statistics do not hold what this takes."""
+        self.num_records(stored)
+        if self.shape == "energy" and not stored.has_energy:
+            raise OptionError(
+                "shape energy needs the signed and square moments, which these statistics do not "
+                "hold: collect both data sets with --moments abs,signed,square, or take shape paper"
+            )
+
     def num_records(self, stored: Stored) -> int:
         """Forget records replayed; `OptionError` if `until` is beyond the last."""
         if self.until is None:
@@ -122,6 +150,7 @@ class Strength:
 
     def exponent(self, stored: Stored) -> Float64:
         """S (vector,): the rows that count, added from left to right."""
+        self.check_fits(stored)
         total = stored.exponent()
         if self == Strength(self.gamma, self.layers):  # that very sum is stored
             return total
@@ -132,6 +161,7 @@ class Strength:
 
     def rows(self, stored: Stored) -> Iterator[Float64]:
         """max(0, A - T)^P (vector,), a row per weakening step."""
+        self.check_fits(stored)
         count = self.num_records(stored)
         return (self._shaped(row) for row in self._accessors(stored, count))
 
@@ -141,12 +171,18 @@ class Strength:
         return min(count, 1) if self.accessor == "mean" else count
 
     def _accessors(self, stored: Stored, count: int) -> Iterator[Float64]:
-        if self.accessor == "record":
+        if (self.shape, self.accessor) == ("paper", "record"):
             yield from stored.rows("accessor", count)
             return
         retain = stored.read("retain_mean")
         widths = np.array([site.width for site in stored.sites], np.int64)
         covered = per_vector(stored.read("retain_token_count") > 0, widths)
+        if self.shape == "energy":
+            squares = stored.read("retain_square_mean")
+            rows = (stored.rows(f"forget_{name}", count) for name in ("mean", "signed_mean"))
+            for mean, signed in zip(*rows, strict=True):
+                yield energy(mean, signed, retain, squares, covered)
+            return
         means = stored.rows("forget_running_mean", count)
         for mean in means if self.accessor == "running" else deque(means, maxlen=1):
             yield accessor(mean, retain, covered)

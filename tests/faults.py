@@ -678,7 +678,7 @@ KEPT = "model.layers.2.mlp.down_proj.weight"
 NORM = "model.norm.weight"
 
 SITE = "model.layers.0.mlp.down_proj"
-SHAPE = (("power", 2.0), ("threshold", 0.01), ("accessor", "running"))
+SHAPE = (("power", 2.0), ("threshold", 0.01), ("accessor", "running"), ("shape", "energy"))
 
 WEAKENED = [
     Fault("bit of a weakened tensor", lambda w: flip_tensor(w, FIRST), rf"tensor {FIRST}: changed"),
@@ -725,7 +725,7 @@ WEAKENED = [
     Fault(
         "manifest of another version",
         manifest("manifest_version", 9),
-        rf"weak/{MANIFEST}: manifest version 9, expected 2",
+        rf"weak/{MANIFEST}: manifest version 9, expected 3",
     ),
     *(
         Fault(f"manifest without {field}", without(field), rf"weak/{MANIFEST}: damaged: .*{field}")
@@ -1050,7 +1050,7 @@ GATES = [
     Fault(
         "manifest: another version",
         gates_say("manifest_version", 9),
-        r"gates: manifest version 9, expected 2",
+        r"gates: manifest version 9, expected 3",
     ),
     Fault(
         "manifest of another kind",

@@ -132,7 +132,7 @@ def test_what_is_whole_passes_and_is_not_touched(copy):
     for line in (
         r"retain\.zarr: 4 parts as sealed, 11 records of 11 examples, \d+ positions",
         r"forget\.zarr: 2 parts as sealed, 5 records of 5 examples, \d+ positions",
-        r"statistics\.zarr: 20 arrays as digested",
+        r"statistics\.zarr: 22 arrays as digested",
         r"statistics\.zarr: derived anew from 2 stores, bit for bit",
         r"weak: \d+ tensors as in kvwstream\.json",
         r"base: is the base that the manifest names",

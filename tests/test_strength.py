@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
     for _ in range(records):
         row = rng.random(width)
         total += np.maximum(row - 0.5, 0) ** 2
-        rows.add(row)
+        rows.add(row[None])
     rows.close()
     writer.put("exponent", total)
     model = dict.fromkeys(STATISTIC_FIELDS, "")

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from kvwstream.options import Accessor, Accessors, Arithmetic, Model, Power, Threshold, Until
+from kvwstream.options import (
+    Accessor,
+    Accessors,
+    Arithmetic,
+    Model,
+    Power,
+    Shape,
+    Shapes,
+    Threshold,
+    Until,
+)
 
 
 class Kinds(StrEnum):
@@ -29,6 +39,7 @@ def apply(
     threshold: Threshold = 0.0,
     accessor: Accessor = Accessors.record,
     until: Until = None,
+    shape: Shape = Shapes.paper,
     kind: Annotated[
         Kinds, typer.Option("--as", help="A whole checkpoint, a PEFT adapter, or a gates file.")
     ] = Kinds.checkpoint,
@@ -51,7 +62,7 @@ def apply(
     from kvwstream.strength import Strength
 
     chosen = LayerRange.parse(layers)
-    strength = Strength(gamma, chosen, power, threshold, accessor.value, until)
+    strength = Strength(gamma, chosen, power, threshold, accessor.value, until, shape.value)
     manifest = pipeline.apply(
         resolve_model(model),
         statistics,

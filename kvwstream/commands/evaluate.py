@@ -18,6 +18,8 @@ from kvwstream.options import (
     Formats,
     LogJson,
     Power,
+    Shape,
+    Shapes,
     Split,
     Task,
     Threshold,
@@ -64,6 +66,7 @@ def evaluate(
     threshold: Threshold = 0.0,
     accessor: Accessor = Accessors.record,
     until: Until = None,
+    shape: Shape = Shapes.paper,
     gates: Annotated[
         Path | None, typer.Option(help="As if weakened by a gates file or an adapter.")
     ] = None,
@@ -108,8 +111,8 @@ def evaluate(
     from kvwstream.strength import Strength
 
     quiet_transformers()
-    shape = {"power": power, "threshold": threshold, "accessor": accessor.value, "until": until}
-    strength = Strength.parse(statistics, gamma, layers, **shape)
+    options = {"power": power, "threshold": threshold, "accessor": accessor.value, "until": until}
+    strength = Strength.parse(statistics, gamma, layers, **options, shape=shape.value)
     ratios = read_truth_ratios(oracle) if oracle else []
     sources = {"paraphrases": paraphrases, "reversed": reversed, "neighbours": neighbours}
     sources |= {"general": general, "retain": retain, "holdout": holdout}

@@ -12,13 +12,14 @@ from typing import Any
 from kvwstream.errors import DamageError, KvwstreamError
 from kvwstream.pipelines.audit_report import Audit
 from kvwstream.pipelines.audit_store import BadPartError, StoreAudit
-from kvwstream.pipelines.derive import Reader, derive
+from kvwstream.pipelines.derive import derive
+from kvwstream.pipelines.read_ahead import Reader
 from kvwstream.pipelines.sources import check_compatible, describe
 from kvwstream.stores.arrays import Array, ArrayDigest, check_group, digest_array
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
 from kvwstream.stores.sealed_part import PartData
-from kvwstream.stores.statistics import DIMS, FORGET, Statistics
+from kvwstream.stores.statistics import DIMS, Statistics
 
 
 def audit_statistics(
@@ -39,8 +40,8 @@ def audit_statistics(
     names = location.listing()
     extra = [n for n in names if n != "zarr.json" and n.split("/")[0] + "/" not in known]
     result.findings += [f"{url}/{name}: extra" for name in extra]
-    needed = [name for name in DIMS if stored.num_forget_records or name not in FORGET]
-    result.findings += [f"{url}: the digest of {n} is missing" for n in needed if n not in recorded]
+    missing = [name for name in stored.array_names if name not in recorded]
+    result.findings += [f"{url}: the digest of {name} is missing" for name in missing]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = {name: pool.submit(stored.check, name) for name in recorded}
     sound_arrays = [result.attempt(checks[name].result) for name in recorded]
@@ -79,7 +80,7 @@ def audit_statistics(
     }
     checkers = {audit.store.location.url: audit for audit in audits}
 
-    def read(store: CollectStore, index: int) -> PartData:
+    def read(store: CollectStore, index: int, moments: Sequence[str]) -> PartData:
         return store.without_withdrawn(checkers[store.location.url].read(index))
 
     try:

@@ -10,8 +10,7 @@ specification and gives the same bits.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain as chain_iterables
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +22,7 @@ from kvwstream.coefficients import (
     CoefficientSums,
     Float64,
     Int64,
+    add_leaf,
     mean_over,
     per_vector,
     site_index,
@@ -30,30 +30,24 @@ from kvwstream.coefficients import (
     token_mean,
 )
 from kvwstream.pipelines.chain import Chain
+from kvwstream.pipelines.read_ahead import Reader, moments_of, read_ahead, read_moments
 from kvwstream.pipelines.retained import Retained
 from kvwstream.pipelines.sources import check_on_base
-from kvwstream.plan import Progressive
+from kvwstream.plan import ENERGY_MOMENTS, Progressive
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.sealed_part import PartData
-from kvwstream.stores.statistics import CHUNK_BYTES, Statistics
+from kvwstream.stores.statistics import CHUNK_BYTES, ENERGY, Statistics
 from kvwstream.stores.statistics_writer import coordinates
-
-READ_AHEAD = 128 << 20
-"""Bytes of parts that are read ahead, at least two parts: bounds the memory."""
-MOST_AHEAD = 16
-"""Parts read at once, however small they are."""
-
-Reader = Callable[[CollectStore, int], PartData]
-"""Gives the records that count of a part."""
 
 ROW_DTYPES = {
     "forget_mean": np.float64,
     "forget_running_mean": np.float64,
     "accessor": np.float64,
     "forget_token_count": np.int64,
+    "forget_signed_mean": np.float64,
 }
-"""Arrays with a row per forget record, in the order of `ForgetBlock`."""
+"""Arrays with a row per forget record, in the order of `ForgetBlock`; the last is optional."""
 
 
 class ForgetBlock(NamedTuple):
@@ -67,6 +61,8 @@ class ForgetBlock(NamedTuple):
     """A (record, vector)."""
     counts: Int64
     """(record, site) answer positions."""
+    signed_mean: Float64 | None = None
+    """Token mean of the signed coefficients (record, vector), where they were collected."""
 
 
 class Sink(Protocol):
@@ -90,18 +86,13 @@ class RowSink(Protocol):
         """No more records."""
 
 
-def read_abs(store: CollectStore, index: int) -> PartData:
-    """The sums that the accessor needs."""
-    return store.read_records(index, ["abs"])
-
-
 def derive(
     sink: Sink,
     retain: Sequence[CollectStore],
     forget: Sequence[CollectStore],
     previous: Statistics | None = None,
     advance: Advance | None = None,
-    read: Reader = read_abs,
+    read: Reader = read_moments,
 ) -> None:
     """Send every number that follows from the stores to `sink`.
 
@@ -112,11 +103,13 @@ def derive(
         retained, sites = Retained.from_statistics(previous), previous.sites
     else:
         check_on_base(retain)
-        retained = Retained.from_sums(fold_retain(retain, advance, read))
+        retained = Retained.from_sums(*fold_retain(retain, advance, read))
         sites = retain[0].sites
     sink.put("retain_mean", retained.mean)
     sink.put("retain_standard_error", retained.standard_error)
     sink.put("retain_token_count", retained.tokens)
+    if retained.square_mean is not None:
+        sink.put("retain_square_mean", retained.square_mean)
     names = previous.read("examples").tolist() if previous and previous.num_forget_records else []
     num_before = len(names)
     names += [name for store in forget for name in store.record_names()]
@@ -130,7 +123,8 @@ def derive(
     before = previous.attributes["progressive"] if previous else None
     chain = Chain(forget, retained, num_before, Progressive(**before) if before else None)
     stored = _stored_blocks(previous, num_before) if previous else iter(())
-    rows = {name: sink.rows(name, dtype) for name, dtype in ROW_DTYPES.items()}
+    names_of_rows = [n for n in ROW_DTYPES if n not in ENERGY or retained.square_mean is not None]
+    rows = {name: sink.rows(name, ROW_DTYPES[name]) for name in names_of_rows}
     number, sent = 0, list[Future[None]]()
     with ThreadPoolExecutor(len(rows)) as lanes:
         for block in chain_iterables(stored, scan_forget(forget, scan, advance, read)):
@@ -140,7 +134,10 @@ def derive(
                 chain.add(row)
                 number += 1
             _settle(sent)
-            sent = [lanes.submit(rows[n].add, v) for n, v in zip(ROW_DTYPES, block, strict=True)]
+            sent = [
+                lanes.submit(row.add, values)
+                for row, values in zip(rows.values(), block, strict=False)
+            ]
         _settle(sent)
         _settle([lanes.submit(writer.close) for writer in rows.values()])
     sink.put("exponent", total)
@@ -156,51 +153,38 @@ def _stored_blocks(previous: Statistics, count: int) -> Iterator[ForgetBlock]:
     if not count:
         return
     counts, number = previous.read("forget_token_count"), 0
-    names = ("forget_mean", "forget_running_mean", "accessor")
+    names = ["forget_mean", "forget_running_mean", "accessor"]
+    names += ["forget_signed_mean"] * previous.has_energy
     for blocks in zip(*(previous.blocks(name, count) for name in names), strict=True):
-        mean, running_mean, rows = blocks
-        yield ForgetBlock(mean, running_mean, rows, counts[number : number + len(rows)])
+        mean, running_mean, rows, *signed = blocks
+        yield ForgetBlock(mean, running_mean, rows, counts[number : number + len(rows)], *signed)
         number += len(rows)
 
 
-def read_ahead(stores: Sequence[CollectStore], read: Reader = read_abs) -> Iterator[PartData]:
-    """Every part in order; the next ones are read and checked meanwhile, in threads."""
-    leaves = ((store, index) for store in stores for index in range(store.num_parts))
-    pending: deque[Future[PartData]] = deque()
-    pool = ThreadPoolExecutor(MOST_AHEAD)
-    try:
-        for store, index in leaves:
-            size = 4 * store.plan.num_vectors * store.plan.part(index).num_records
-            pending.append(pool.submit(read, store, index))
-            if len(pending) > min(MOST_AHEAD, max(2, READ_AHEAD // size)):
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def fold_retain(
-    stores: Sequence[CollectStore], advance: Advance | None = None, read: Reader = read_abs
-) -> CoefficientSums:
-    """The sums over all retain records."""
-    total = CoefficientSums.empty(stores[0].widths)
-    for data in read_ahead(stores, read):
+    stores: Sequence[CollectStore], advance: Advance | None = None, read: Reader = read_moments
+) -> tuple[CoefficientSums, Float64 | None]:
+    """The sums over all retain records, and those of the squares (vector,) if collected."""
+    total, moments = CoefficientSums.empty(stores[0].widths), moments_of(stores, "square")
+    squares = np.zeros_like(total.total) if "square" in moments else None
+    for data in read_ahead(stores, moments, read):
         total.add_leaf(data.sums["abs"], data.counts)
+        if squares is not None:
+            add_leaf(squares, data.sums["square"])
         if advance:
             advance(1)
-    return total
+    return total, squares
 
 
 def scan_forget(
     stores: Sequence[CollectStore],
     scan: ForgetScan,
     advance: Advance | None = None,
-    read: Reader = read_abs,
+    read: Reader = read_moments,
 ) -> Iterator[ForgetBlock]:
     """The forget records in order, some at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for data in read_ahead(stores, read):
+        for data in read_ahead(stores, moments_of(stores, "signed"), read) if stores else ():
             yield from scan.add(data, pool)
             if advance:
                 advance(1)
@@ -212,6 +196,7 @@ class ForgetScan:
     def __init__(self, retained: Retained) -> None:
         self.log_retain, self.covered = log_mean(retained.mean), retained.covered
         self.sites = site_index(retained.widths)
+        self.has_energy = retained.square_mean is not None
         self.total = np.zeros_like(retained.mean)
         self.tokens = np.zeros(len(retained.widths), np.int64)
         self.step = max(1, CHUNK_BYTES // self.total.nbytes)
@@ -226,10 +211,15 @@ class ForgetScan:
 
     def add(self, data: PartData, pool: ThreadPoolExecutor) -> Iterator[ForgetBlock]:
         """The next part, in blocks that end where chunks of the statistics end."""
-        sums, start = data.sums["abs"], 0
+        sums, signed, start = data.sums["abs"], data.sums.get("signed"), 0
         while start < len(sums):
             stop = min(len(sums), start + self.step - self.number % self.step)
-            yield self._block(sums[start:stop], data.counts[start:stop], pool)
+            counts = data.counts[start:stop]
+            block = self._block(sums[start:stop], counts, pool)
+            if self.has_energy and signed is not None:
+                mean = mean_over(signed[start:stop].astype(np.float64), counts[:, self.sites])
+                block = block._replace(signed_mean=mean)
+            yield block
             self.number += stop - start
             start = stop
 
@@ -256,7 +246,10 @@ def reduce_serial(
 ) -> dict[str, Any]:
     """The specification of `reduce`: every number it writes, part after part, in memory."""
     sums = CoefficientSums.empty(widths)
+    squares, signed = np.zeros_like(sums.total), list[Any]()
     for data in retain:
+        if data.sums.keys() >= ENERGY_MOMENTS:
+            squares = squares + sum(data.sums["square"].astype(np.float64), np.zeros_like(squares))
         leaf = CoefficientSums.empty(widths)
         for row, counts in zip(data.sums["abs"], data.counts, strict=True):
             leaf.add(row, counts)
@@ -266,6 +259,8 @@ def reduce_serial(
     tokens = np.zeros(len(widths), np.int64)
     means, running, rows, counts = (list[Any]() for _ in range(4))
     for data in forget:
+        if data.sums.keys() >= ENERGY_MOMENTS:
+            signed += list(token_mean(data.sums["signed"], data.counts, widths))
         for row, count in zip(data.sums["abs"], data.counts, strict=True):
             before, tokens = before + row, tokens + count
             means.append(token_mean(row, count, widths))
@@ -283,4 +278,11 @@ def reduce_serial(
         "forget_token_count": np.array(counts),
         "exponent": total,
         "forget_sum": before,
-    }
+    } | (
+        {
+            "retain_square_mean": token_mean(squares, sums.tokens, widths),
+            "forget_signed_mean": np.array(signed),
+        }
+        if signed
+        else {}
+    )

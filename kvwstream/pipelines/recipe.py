@@ -44,7 +44,7 @@ class Recipe:
                 f"arithmetic must be one of {', '.join(ARITHMETICS)}, got {self.arithmetic}"
             )
         self.stored.require_forget()
-        self.strength.num_records(self.stored)
+        self.strength.check_fits(self.stored)
         sites_within(self.stored.sites, self.strength.layers)
         self._check_progressive()
 

@@ -14,7 +14,7 @@ from typing import Any
 from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Float64, Int64
 from kvwstream.errors import DamageError, OptionError
-from kvwstream.plan import FORMAT_VERSION, STATISTIC_FIELDS, Progressive, Site
+from kvwstream.plan import ENERGY_MOMENTS, FORMAT_VERSION, STATISTIC_FIELDS, Progressive, Site
 from kvwstream.stores.arrays import (
     Array,
     ArrayDigest,
@@ -29,9 +29,11 @@ DIMS: dict[str, tuple[str, ...]] = {
     "retain_mean": ("vector",),
     "retain_standard_error": ("vector",),
     "retain_token_count": ("site",),
+    "retain_square_mean": ("vector",),
     "forget_mean": ("record", "vector"),
     "forget_running_mean": ("record", "vector"),
     "accessor": ("record", "vector"),
+    "forget_signed_mean": ("record", "vector"),
     "forget_token_count": ("record", "site"),
     "exponent": ("vector",),
     "forget_sum": ("vector",),
@@ -49,6 +51,8 @@ DIMS: dict[str, tuple[str, ...]] = {
     "examples": ("record",),
 }
 COORDINATES = list(DIMS)[list(DIMS).index("site") :]
+ENERGY = {"retain_square_mean", "forget_signed_mean"}
+"""Only where signed and square moments were collected."""
 FORGET = [name for name, dims in DIMS.items() if "record" in dims] + ["exponent", "forget_sum"]
 SITE_COLUMNS = dict(
     zip(
@@ -119,6 +123,18 @@ class Statistics:
     def num_forget_records(self) -> int:
         """Number of rows of A; 0 for retain statistics alone."""
         return int(self.attributes["num_forget_records"])
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether signed and square moments were collected, which the shape `energy` needs."""
+        return set(self.attributes["model"]["moments"]) >= ENERGY_MOMENTS
+
+    @property
+    def array_names(self) -> list[str]:
+        """Arrays that must be there."""
+        absent = set() if self.num_forget_records else set(FORGET)
+        absent |= set() if self.has_energy else ENERGY
+        return [name for name in DIMS if name not in absent]
 
     @cached_property
     def sites(self) -> list[Site]:
