@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Int64
 
 PASS_COST = 32
@@ -69,11 +68,6 @@ class Arrangement:
     def columns(self) -> tuple[Int64, Int64, Int64, Int64]:
         """All but the order, as the table of examples holds them."""
         return self.cluster, self.forward, self.group, self.prefix
-
-
-def arrangement_digest(*columns: Int64) -> str:
-    """The plan's `arrangement_digest`, of cluster, forward, group and prefix."""
-    return digest_of([column.tolist() for column in columns])
 
 
 def in_order(num_examples: int, batch_size: int) -> Arrangement:

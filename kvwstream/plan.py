@@ -116,7 +116,7 @@ class CollectPlan:
     sites_digest: str
     data_digest: str
     arrangement_digest: str
-    """Of clusters, passes and prefixes (`passes.Arrangement`); the order is in `data_digest`."""
+    """Of the order of the examples, their clusters, passes and prefixes."""
     num_examples: int
     num_sites: int
     num_vectors: int

@@ -390,7 +390,7 @@ STORE = [
     Fault(
         "other format version",
         edit_plan("format_version", 1),
-        r"store format version 1: this kvwstream reads and writes version 2",
+        r"store format version 1: this kvwstream reads and writes version 3",
     ),
     Fault(
         "no plan",
@@ -615,7 +615,7 @@ STATISTICS = [
     Fault(
         "other format version",
         lambda s: attributes_of(s, lambda a: a.update(format_version=0)),
-        r"statistics of format version 0; this kvwstream reads version 2",
+        r"statistics of format version 0; this kvwstream reads version 3",
     ),
     Fault(
         "edited model digest",

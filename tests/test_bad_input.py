@@ -637,7 +637,7 @@ CASES = [
         "statistics of another format version",
         lambda f: attributes_of(f / "statistics.zarr", lambda a: a.update(format_version=1)),
         APPLY,
-        r"statistics\.zarr: statistics of format version 1; this kvwstream reads version 2",
+        r"statistics\.zarr: statistics of format version 1; this kvwstream reads version 3",
     ),
     Case(
         "a flipped bit in the statistics",
@@ -828,6 +828,7 @@ def test_a_plan_that_differs_is_refused_with_a_line_per_difference(bench):
         differences,
         (
             rf"  data_digest: {digest} there, {digest} here",
+            rf"  arrangement_digest: {digest} there, {digest} here",
             "  num_examples: 5 there, 11 here",
             "  seed: 0 there, 3 here",
             "  part_size: 3 there, 2 here",

@@ -116,7 +116,7 @@ def test_a_different_plan_is_refused_with_a_line_per_difference(artefacts: Artef
         collect(other, artefacts.retain)
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == [
-        "data_digest",
+        "arrangement_digest",
         "seed",
         "part_size",
         "moments",
@@ -150,7 +150,7 @@ def test_a_worker_that_is_late_does_not_touch_a_sealed_part(artefacts: Artefacts
     def fails(*_: object, **__: object) -> None:
         raise AssertionError("a sealed part is written")
 
-    monkeypatch.setattr("kvwstream.stores.collected.write_array", fails)
+    monkeypatch.setattr("kvwstream.stores.sealed_part.write_array", fails)
     store.write_part(part, {"device": "another"})
     assert tree_bytes(artefacts.forget) == before
 

@@ -46,7 +46,8 @@ def stores(artefacts: Artefacts, tmp_path: Path) -> tuple[str, str]:
 
 def collected(model: Path, data: Path, store: Path, leave_out=(), **options: object) -> str:
     examples = [e for e in read_examples(str(data)) if e.id not in leave_out]
-    collect(prepare(str(model), examples, threads=1, **options), str(store))
+    alone = {"sharing": False, "pass_tokens": 1}
+    collect(prepare(str(model), examples, threads=1, **alone, **options), str(store))
     return str(store)
 
 

@@ -9,13 +9,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from dask.distributed import Client, Worker, WorkerPlugin
 
-COLLECT_PART = "kvwstream.pipelines.worker.collect_part"
+COLLECT_PART = "kvwstream.pipelines.measure.Measurer.part"
 LOAD_MODEL = "kvwstream.pipelines.worker.load_model"
 ENVIRONMENT_OF = "kvwstream.pipelines.worker.environment_of"
 
@@ -29,8 +29,8 @@ class Patch(WorkerPlugin):
         self.target, self.wrap, self.only = target, wrap, only
 
     def setup(self, worker: Worker) -> None:
-        module, _, self.attribute = self.target.rpartition(".")
-        self.owner = import_module(module)
+        owner, _, self.attribute = self.target.rpartition(".")
+        self.owner = resolve_name(owner)
         self.original = getattr(self.owner, self.attribute)
         if self.only in (None, worker.name):
             setattr(self.owner, self.attribute, self.wrap(self.original))

@@ -29,7 +29,7 @@ def status(
 
     from kvwstream.pipelines.status import status as look
 
-    console, seen = Console(highlight=False), look(store)
+    console, seen = Console(highlight=False, soft_wrap=True), look(store)
     if not watch:
         console.print(_shown(store, seen))
         return

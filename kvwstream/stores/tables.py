@@ -11,7 +11,6 @@ from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Int64
 from kvwstream.errors import DamageError
 from kvwstream.examples import BadRow
-from kvwstream.passes import arrangement_digest
 from kvwstream.plan import CollectPlan, Site
 from kvwstream.stores.arrays import group_document, read_table, write_table
 from kvwstream.stores.location import Location
@@ -55,13 +54,14 @@ class ExampleTable:
 
     @property
     def digest(self) -> str:
-        """The plan's `data_digest`: contents in order, ids apart."""
-        return digest_of(self.digests)
+        """The plan's `data_digest`: contents in no order, ids apart."""
+        return digest_of(sorted(self.digests))
 
     @property
     def arrangement(self) -> str:
-        """The plan's `arrangement_digest`."""
-        return arrangement_digest(self.cluster, self.forward, self.group, self.prefix)
+        """The plan's `arrangement_digest`: contents in order, and what runs together."""
+        columns = (self.cluster, self.forward, self.group, self.prefix)
+        return digest_of([self.digests, *(column.tolist() for column in columns)])
 
 
 def sites_digest(sites: Sequence[Site]) -> str:
@@ -91,8 +91,8 @@ def read_examples(location: Location, plan: CollectPlan) -> ExampleTable:
         raise DamageError(f"{location.url}/examples: changed, its digest is not the plan's")
     if examples.arrangement != plan.arrangement_digest:
         raise DamageError(
-            f"{location.url}/examples: clusters, passes or prefixes changed, their digest is not "
-            "the plan's"
+            f"{location.url}/examples: order, clusters, passes or prefixes changed, their digest "
+            "is not the plan's"
         )
     return examples
 

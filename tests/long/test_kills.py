@@ -186,7 +186,7 @@ if "DEATHS" in os.environ:
 
     class AfterImport(MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "kvwstream.pipelines.worker":
+            if name != "kvwstream.pipelines.measure":
                 return None
             sys.meta_path.remove(self)
             import importlib.util
@@ -195,16 +195,16 @@ if "DEATHS" in os.environ:
 
             def exec_module(module):
                 run(module)
-                measure = module.collect_part
+                measure = module.Measurer.part
 
-                def collect_part(loaded, prepared, part, *rest):
+                def measure_or_die(self, part, *rest):
                     if part.number == 7:
                         with open(os.environ["DEATHS"], "a") as log:
                             log.write(f"{os.getpid()}\\n")
                         os._exit(9)
-                    return measure(loaded, prepared, part, *rest)
+                    return measure(self, part, *rest)
 
-                module.collect_part = collect_part
+                module.Measurer.part = measure_or_die
 
             spec.loader.exec_module = exec_module
             return spec
