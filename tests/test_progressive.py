@@ -173,13 +173,13 @@ class Reference:
         *_, last = self.values
 
         def answers_alone(module: Any, arguments: Any) -> Any:
-            return (arguments[0][:, prompt - 1 :],)
+            return (arguments[0][:, prompt - 1 :].contiguous(),)
 
         def hook(name: str) -> Any:
             def see(module: Any, arguments: Any) -> Any:
                 (coefficients,) = arguments
                 answer = coefficients[0, 0 if name == last else prompt - 1 :].to(torch.float32)
-                self.seen[name] = answer.abs().sum(dim=0).numpy()
+                self.seen[name] = sum(answer.abs()).numpy()
                 if name == last:
                     raise StopIteration
                 return (coefficients * self.gates[name],) if name in self.gates else None

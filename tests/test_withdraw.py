@@ -37,10 +37,10 @@ PINK = [f"{thing}-pink" for thing in THINGS[:5]]
 
 
 @pytest.fixture
-def stores(artefacts: Artefacts, tmp_path: Path) -> tuple[str, str]:
-    """Copies of the stores to retain (parts of 3 records) and to forget."""
+def stores(llama: Path, data: dict[str, Path], tmp_path: Path) -> tuple[str, str]:
+    """To retain (parts of 3 records) and to forget."""
     for name in ("retain", "forget"):
-        shutil.copytree(getattr(artefacts, name), tmp_path / f"{name}.zarr")
+        collected(llama, data[name], tmp_path / f"{name}.zarr", part_size=3)
     return str(tmp_path / "retain.zarr"), str(tmp_path / "forget.zarr")
 
 
@@ -150,7 +150,8 @@ def test_parts_stay_and_collect_has_nothing_to_do(stores, llama, data, capfd):
         "revisions/000001/zarr.json",
     }
     assert before.items() <= after.items()
-    run("collect", llama, data["retain"], retain, "--part-size", 3, "--threads", 1)
+    alone = ("--no-sharing", "--pass-tokens", 1)
+    run("collect", llama, data["retain"], retain, "--part-size", 3, "--threads", 1, *alone)
     assert "all 4 parts are sealed, nothing to do" in capfd.readouterr().err
     assert tree_bytes(retain) == after
 
