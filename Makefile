@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo demo-vision test test-faults check bench paper paper-text paper-cost paper-quick clean
+.PHONY: demo demo-vision test test-faults check bench paper paper-text paper-cost paper-quick shapes shapes-text clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -48,5 +48,13 @@ paper-cost: $(INSTALLED)  ## FLOPs, wall clock and memory of every method, in on
 paper-quick: $(INSTALLED)  ## every table and figure from a few examples, into a temporary folder
 	$(BIN)/python -m benchmarks.paper.quick
 
+shapes: $(INSTALLED)  ## shapes of the accessor on the vision test bed; goes on where it stopped
+	$(BIN)/python -m benchmarks.shapes $(SHAPES)
+	$(BIN)/python -m benchmarks.shapes_plot
+
+shapes-text: $(INSTALLED)  ## the same on SmolLM2's capitals, with more wordings collected
+	$(BIN)/python -m benchmarks.shapes_text $(SHAPES)
+
 clean:
-	rm -rf .venv demo-output demo-vision-output demo-vision-output-inputs paper-work
+	rm -rf .venv demo-output demo-vision-output demo-vision-output-inputs paper-work \
+		shapes-output shapes-text-output

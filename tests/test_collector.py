@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from kvwstream import checkpoint
 from kvwstream.answers import AnswerEncoder
+from kvwstream.checkpoint import Checkpoint, match_tensors
 from kvwstream.collector import record_sums, site_inputs
 from kvwstream.errors import ModelError
 from kvwstream.models import inference, load_model
+from kvwstream.pipelines.worker import check_weights
 from kvwstream.readers import read_examples
 from kvwstream.sites import find_sites
 
@@ -165,3 +168,15 @@ def test_low_precision_is_cast_before_it_is_summed(tmp_path: Path, data):
     with inference(loaded.model), site_inputs(loaded.model, sites, lambda n, x: torch.ones_like(x)):
         sums = record_sums(loaded.model, sites, batch, ("abs",))
     assert set(sums.ravel().tolist()) == {float(sum(batch.counts))}
+
+
+def test_weights_of_many_blocks_are_those_of_the_checkpoint(llama, monkeypatch):
+    """And one that was changed after loading is not."""
+    monkeypatch.setattr(checkpoint, "BLOCK", 100)
+    loaded = load_model(llama)
+    sites = match_tensors(find_sites(loaded.model), Checkpoint.open(llama))
+    check_weights(loaded, sites)
+    with torch.no_grad():
+        loaded.model.get_submodule(sites[-1].path).weight[-1, -1] += 1
+    with pytest.raises(ModelError, match="cannot be matched to this model"):
+        check_weights(loaded, sites)
