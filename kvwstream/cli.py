@@ -19,6 +19,7 @@ from kvwstream.commands.forget_example import forget_example
 from kvwstream.commands.models import models
 from kvwstream.commands.reduce import reduce
 from kvwstream.commands.status import status
+from kvwstream.commands.sweep import sweep
 from kvwstream.errors import KvwstreamError, OptionError, Stop
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -32,7 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (collect, status, forget_example, reduce, apply, audit, evaluate, models, demo):
+for command in (
+    collect,
+    status,
+    forget_example,
+    reduce,
+    apply,
+    audit,
+    evaluate,
+    sweep,
+    models,
+    demo,
+):
     app.command()(command)
 
 

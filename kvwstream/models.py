@@ -30,6 +30,9 @@ from kvwstream.errors import ModelError, OptionError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+BLOCK = 64
+"""Weights that bitsandbytes rounds together."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -102,6 +105,8 @@ def load_model(
             f"{absent[0]}; the model would run with random numbers in their place"
         )
     model.requires_grad_(False).eval()
+    if bits == 4 and model.device.type == "cpu":
+        _check_blocks(model, folder)
     if bits is None and device_map is None:
         model.to(resolve_device(device))
     elif any(weight.is_meta for weight in model.parameters()):
@@ -127,6 +132,16 @@ def _placed(
         bnb_4bit_compute_dtype=resolve_dtype(dtype, config),
     )
     return {"device_map": {"": resolve_device(device)}, "quantization_config": how}
+
+
+def _check_blocks(model: PreTrainedModel, folder: Path) -> None:
+    """`ModelError` where bitsandbytes could not pack 4-bit weights for a CPU, at the first pass."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit" and (width := int(module.in_features)) % BLOCK:
+            raise ModelError(
+                f"{folder}: {name} takes {width} channels, and 4 bits on a CPU need a multiple of "
+                f"{BLOCK}; use a GPU, or leave --deployment out"
+            )
 
 
 def model_skeleton(folder: Path) -> PreTrainedModel:

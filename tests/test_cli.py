@@ -276,6 +276,15 @@ def test_what_the_guide_and_the_format_page_show_runs(workplace):
     assert made == tree_bytes(workplace / "model"), "--until 0 is the base, byte for byte"
 
 
+def test_what_the_page_of_evaluation_shows_runs(workplace, artefacts: Artefacts):
+    (workplace / "statistics.zarr").symlink_to(artefacts.statistics)
+    for kind in ("paraphrases", "reversed", "neighbours", "general"):
+        rows = [question(t, "pink") | {"question": f"Of {kind}: {t}?"} for t in THINGS[:4]]
+        write_rows(workplace / f"{kind}.jsonl", rows)
+    run_page(README.parent / "docs" / "evaluation.md", workplace)
+    assert (workplace / "sweep.svg").is_file()
+
+
 def test_what_the_page_of_many_workers_shows_runs(workplace):
     run_page(README.parent / "docs" / "distributed.md", workplace)
     assert tree_bytes(workplace / "shares.zarr") == tree_bytes(workplace / "workers.zarr")

@@ -15,7 +15,7 @@ from kvwstream.accessor import LayerRange
 from kvwstream.aggregates import kolmogorov_smirnov
 from kvwstream.answers import AnswerEncoder
 from kvwstream.cli import app
-from kvwstream.errors import DamageError, DataError, OptionError, PlanMismatchError
+from kvwstream.errors import DamageError, DataError, ModelError, OptionError, PlanMismatchError
 from kvwstream.generation import generate_answers
 from kvwstream.models import load_model
 from kvwstream.pipelines import views
@@ -213,6 +213,11 @@ def test_deployment_asks_everything_of_what_the_model_becomes(
     rows = [r for r in report.scored[AS_IS]["retain"] if r["id"] not in report.taught]
     mean = np.average([r["loss"] for r in rows], weights=[r["num_tokens"] for r in rows])
     assert report.perplexity(AS_IS) == pytest.approx(exp(mean))
+
+
+def test_widths_that_cannot_be_packed_to_4_bits_are_refused(artefacts):
+    with pytest.raises(ModelError, match=r"q_proj takes 32 channels, and 4 bits on a CPU need"):
+        load_model(artefacts.model, device="cpu", bits=4)
 
 
 def test_the_folder_for_deployment_is_what_apply_writes(artefacts, weakening, tmp_path):

@@ -121,7 +121,7 @@ class Task:
         return {
             "model": Checkpoint.open(self.model).digest,
             **(self.weakening.facts if self.weakening else {}),
-            **{view: _data_digest(examples) for view, examples in self.views.items()},
+            **{view: data_digest(examples) for view, examples in self.views.items()},
             "states": self.states,
             **({"relearning": relearning} if RELEARNED in self.states else {}),
             "batch_size": self.batch_size,
@@ -207,7 +207,7 @@ def _in_state(task: Task, state: str, progress: Progress) -> Iterator[LoadedMode
         yield loaded
 
 
-def _data_digest(examples: Sequence[Example]) -> str:
+def data_digest(examples: Sequence[Example]) -> str:
     """Of everything that decides a line: content, id, and what responses are judged by."""
     return digest_of(
         [
