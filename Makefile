@@ -22,7 +22,7 @@ test: check  ## style, types, tests
 	$(BIN)/pytest
 
 test-faults: $(INSTALLED)  ## killed workers, cut networks, memory; under fifteen minutes
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long -n 0
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
