@@ -23,7 +23,7 @@ from kvwstream.batches import Batch, Prefix
 from kvwstream.coefficients import Float32
 from kvwstream.errors import ModelError, NumericalError
 from kvwstream.plan import Site
-from kvwstream.prefix_cache import PrefixCache, check_whole, positions_behind
+from kvwstream.prefix_cache import PrefixCache, check_whole
 from kvwstream.sites import inward_projections
 
 Change = Callable[[int, Tensor], Tensor | None]
@@ -94,7 +94,11 @@ def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) ->
         raise _LastSiteSeenError
 
     cache = PrefixCache()
-    with _inward_inputs(model, sites[-1], stop), suppress(_LastSiteSeenError):
+    with (
+        cache.noting_positions(model),
+        suppress(_LastSiteSeenError),
+        _inward_inputs(model, sites[-1], stop),
+    ):
         model(**prefix.inputs, past_key_values=cache, use_cache=True)
     check_whole(cache, sites[-1].layer + 1)
     return cache
@@ -165,7 +169,8 @@ def record_sums(
     if batch.prefix:
         assert cache is not None, "a batch behind a prefix needs its keys and values"
         inputs |= {"past_key_values": cache, "use_cache": True}
-        positions = positions_behind(model, cache, *batch.inputs["input_ids"].shape)
+        count, tokens = batch.inputs["input_ids"].shape
+        positions = cache.positions_behind(count, tokens, model.device)
         inputs |= {} if positions is None else {"position_ids": positions}
     with (
         suppress(_LastSiteSeenError),

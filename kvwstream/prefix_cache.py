@@ -7,6 +7,8 @@ Keys are kept whole, so a sliding window is the mask's matter and needs no care 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,25 +60,35 @@ class PrefixCache(Cache):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=_PrefixLayer)
+        self._rope_delta: int | None = None
 
+    @contextmanager
+    def noting_positions(self, model: PreTrainedModel) -> Iterator[None]:
+        """While the prefix runs: keep by how much images hold its positions back.
 
-def positions_behind(
-    model: PreTrainedModel, cache: PrefixCache, rows: int, tokens: int
-) -> Tensor | None:
-    """Position ids (3, row, token) behind a prefix that just ran, where rotary positions have three
-    axes; None for every other model, which counts on by itself.
+        Rotary positions with three axes advance by less than an image's tokens. The model keeps the
+        difference in `rope_deltas`, for the last input with images, whatever runs next; so it is
+        cleared before the prefix and read right behind it.
+        """
+        inner = getattr(model, "model", model)
+        if not hasattr(inner, "rope_deltas"):
+            yield
+            return
+        inner.rope_deltas = None
+        yield
+        found = inner.rope_deltas
+        self._rope_delta = 0 if found is None else int(found.reshape(-1)[0])
 
-    Images make positions advance by less than their tokens; the model's `rope_deltas` holds the
-    difference once the prefix has run. It would take the mask of prefix and tail for that of the
-    tail alone, so the positions are given.
-    """
-    inner = getattr(model, "model", model)
-    if not hasattr(inner, "rope_deltas"):
-        return None
-    past = cache.get_seq_length()
-    delta = 0 if inner.rope_deltas is None else int(inner.rope_deltas.reshape(-1)[0])
-    line = torch.arange(past + delta, past + delta + tokens, device=model.device)
-    return line.expand(3, rows, -1)
+    def positions_behind(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
+        """Position ids (3, row, token) behind the prefix where rotary positions have three axes.
+
+        Such a model takes the mask of prefix and tail for that of the tail alone, so the positions
+        are given. None for every other model, which counts on by itself.
+        """
+        if self._rope_delta is None:
+            return None
+        start = self.get_seq_length() + self._rope_delta
+        return torch.arange(start, start + tokens, device=device).expand(3, rows, -1)
 
 
 def why_not_shared(config: PretrainedConfig, *, takes_suffix: bool) -> str | None:

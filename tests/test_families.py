@@ -24,6 +24,7 @@ from kvwstream.models import inference, load_config, load_model, load_processor
 from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.evaluate import judge
+from kvwstream.pipelines.measure import Measurer
 from kvwstream.pipelines.prepare import Preparation, prepare
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.probabilities import answer_logits
@@ -109,6 +110,48 @@ def test_every_site_fires_once_and_its_sums_are_those_of_its_input(case: Case):
         rows = torch.cat(seen, dim=1)[batch.rows].double()
         expected = torch.stack([rows.abs().sum(0), rows.sum(0), rows.square().sum(0)])
         torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+BEGINNING = "Long ago there was a town by the sea where every thing had a colour of its own. "
+
+
+def test_sums_behind_shared_beginnings_are_those_alone(case: Case):
+    """Questions about a picture, then as many without one, through one worker, group by group."""
+    rows = {"images": [], "text": []}
+    for kind, own in rows.items():
+        for thing in THINGS:
+            row = question(f"{thing} of {kind}", "green")
+            row["question"] = BEGINNING + row["question"]
+            shown = kind == "images" or not case.family.text_rows
+            own.append({**row, "images": ["0.png"]} if case.family.multimodal and shown else row)
+    examples = [
+        example
+        for kind, own in rows.items()
+        for example in read_examples(str(write_rows(case.folder / f"shared-{kind}.jsonl", own)))
+    ]
+    loaded = load_model(case.model)
+    for first in ("images", "text"):
+        prepared = in_turn(case, examples, first)
+        assert bool(prepared.table.prefix.any()) == (prepared.why_not_shared is None)
+        measurer = Measurer(loaded, prepared)
+        with inference(loaded.model):
+            for part in prepared.plan.parts:
+                found = measurer.part(part).sums["abs"]
+                for row, record in zip(found, range(part.start, part.stop), strict=True):
+                    batch = prepared.record_batch(record)
+                    sums = record_sums(loaded.model, prepared.sites, batch, ("abs",))[0, 0].numpy()
+                    assert np.abs(row - sums).max() <= 1e-5 * sums.max(), prepared.names(record)
+
+
+def in_turn(case: Case, examples: list[Any], first: str) -> Preparation:
+    """Examples in parts of one kind, `first` before the other where the model tells them apart."""
+    for seed in range(32):
+        prepared = prepare(str(case.model), examples, part_size=len(THINGS), seed=seed)
+        shown = [bool(example.images) for example in prepared.examples]
+        apart = shown == sorted(shown, reverse=first == "images")
+        if apart or prepared.why_not_shared:
+            return prepared
+    raise AssertionError("no seed puts them in this order")
 
 
 def test_the_marked_tokens_are_the_answer(case: Case):
