@@ -78,8 +78,9 @@ class AnswerEncoder:
         self.takes_suffix = self.multimodal and not self.template
         """A processor without a chat template takes the answer apart, as PaliGemma's does: only
         then its attention, which is bidirectional within the prompt, is causal in the answer."""
-        if hasattr(processor, "image_processor"):
-            processor.image_processor = RememberedPixels(processor.image_processor)
+        inner = getattr(processor, "image_processor", None)
+        if inner is not None and not isinstance(inner, RememberedPixels):  # of another encoder
+            processor.image_processor = RememberedPixels(inner)
         self._pictures = Pictures()
         self.rows_interact = bool(getattr(text, "cross_attention_layers", None))
         """Whether a row's numbers depend on how many images its neighbours in a batch have."""
@@ -200,7 +201,7 @@ class AnswerEncoder:
         if prefix:
             assert all(line[:prefix] == ids[0][:prefix] for line in ids), "another prefix"
             return batch_behind(first, prefix, ids, positions)
-        return whole_batch(inputs, positions, max(lengths) - 1)
+        return whole_batch(inputs, ids, positions, max(lengths) - 1)
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Prompts as one left-padded batch, for generation."""

@@ -57,18 +57,16 @@ class Batch:
         )
 
 
-def whole_batch(inputs: Inputs, positions: Sequence[Sequence[int]], stop: int) -> Batch:
-    """Rows without prefix; `positions` count, per example, and nothing at or behind `stop` runs."""
-    ids = inputs["input_ids"]
-    rows = [number * stop + place for number, line in enumerate(positions) for place in line]
-    targets = [int(ids[n, place + 1]) for n, line in enumerate(positions) for place in line]
-    counts = [len(line) for line in positions]
-    return Batch(_until(inputs, stop), torch.tensor(rows), torch.tensor(targets), counts)
+Lines = Sequence[Sequence[int]]
+"""Per example: tokens, or positions that count."""
 
 
-def batch_behind(
-    first: Inputs, length: int, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-) -> Batch:
+def whole_batch(inputs: Inputs, ids: Lines, positions: Lines, stop: int) -> Batch:
+    """Rows without prefix, of the tokens `ids`; nothing at or behind `stop` runs."""
+    return _batch(_until(inputs, stop), ids, positions, None)
+
+
+def batch_behind(first: Inputs, length: int, ids: Lines, positions: Lines) -> Batch:
     """Rows whose first `length` tokens are those of `first`, the inputs of one of them alone."""
     tails = [torch.tensor(line[length:-1]) for line in ids]
     mask = [torch.ones(len(line) - 1, dtype=torch.long) for line in ids]
@@ -76,11 +74,14 @@ def batch_behind(
         "input_ids": pad_sequence(tails, batch_first=True),
         "attention_mask": pad_sequence(mask, batch_first=True),
     }
-    width = inputs["input_ids"].shape[1]
-    rows = [n * width + place - length for n, line in enumerate(positions) for place in line]
+    return _batch(inputs, ids, positions, Prefix(_until(first, length), length))
+
+
+def _batch(inputs: Inputs, ids: Lines, positions: Lines, prefix: Prefix | None) -> Batch:
+    width, start = inputs["input_ids"].shape[1], prefix.length if prefix else 0
+    rows = [n * width + place - start for n, line in enumerate(positions) for place in line]
     targets = [ids[n][place + 1] for n, line in enumerate(positions) for place in line]
     counts = [len(line) for line in positions]
-    prefix = Prefix(_until(first, length), length)
     return Batch(inputs, torch.tensor(rows), torch.tensor(targets), counts, prefix)
 
 

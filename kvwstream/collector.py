@@ -7,8 +7,8 @@ only the positions that count go through the last MLP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import accumulate
 from typing import Any, cast
@@ -41,13 +41,13 @@ class _LastSiteSeenError(Exception):
 
 
 @contextmanager
-def site_inputs(
-    model: nn.Module, sites: Sequence[Site], on_input: Callable[[int, Tensor], Tensor | None]
+def module_inputs(
+    modules: Iterable[nn.Module], on_input: Callable[[int, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Call `on_input(site number, coefficients)` before each value projection.
+    """Call `on_input(number of the module, its first input)` before each of `modules` runs.
 
-    What it returns, if not None, takes the place of the coefficients. The hooks are gone when the
-    context ends, however it ends.
+    What it returns, if not None, takes the place of the input. The hooks are gone when the context
+    ends, however it ends.
     """
 
     def hook(number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -56,8 +56,7 @@ def site_inputs(
 
     handles = []
     try:
-        for number, site in enumerate(sites):
-            module = model.get_submodule(site.path)
+        for number, module in enumerate(modules):
             handles.append(module.register_forward_pre_hook(partial(hook, number)))
         yield
     finally:
@@ -65,23 +64,21 @@ def site_inputs(
             handle.remove()
 
 
-@contextmanager
-def _inward_inputs(
-    model: nn.Module, site: Site, on_input: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Let `on_input` change the hidden states that the MLP of `site` reads."""
+def site_inputs(
+    model: nn.Module, sites: Sequence[Site], on_input: Callable[[int, Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """`module_inputs` of the value projections: their inputs are the coefficients."""
+    return module_inputs((model.get_submodule(site.path) for site in sites), on_input)
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        return (on_input(inputs[0]), *inputs[1:])
 
-    handles = []
-    try:
-        for module in inward_projections(model, site):
-            handles.append(module.register_forward_pre_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def select_rows(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a flattened (example * token) axis, as one example: (1, row, channel).
+
+    (row, channel) where the module is given the flat axis itself.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    chosen = flat.index_select(0, rows.to(flat.device, non_blocking=True))
+    return chosen if hidden.ndim == 2 else chosen[None]
 
 
 def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) -> PrefixCache:
@@ -90,14 +87,14 @@ def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) ->
     Raises `ModelError` if a layer did not keep them.
     """
 
-    def stop(hidden: Tensor) -> Tensor:
+    def stop(number: int, hidden: Tensor) -> Tensor:
         raise _LastSiteSeenError
 
     cache = PrefixCache()
     with (
         cache.noting_positions(model),
         suppress(_LastSiteSeenError),
-        _inward_inputs(model, sites[-1], stop),
+        module_inputs(inward_projections(model, sites[-1]), stop),
     ):
         model(**prefix.inputs, past_key_values=cache, use_cache=True)
     check_whole(cache, sites[-1].layer + 1)
@@ -158,12 +155,10 @@ def record_sums(
             raise _LastSiteSeenError
         return change(number, coefficients) if change else None
 
-    def select(hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        if len(flat) != batch.num_positions:
-            return hidden  # `take` says what is wrong
-        chosen = flat.index_select(0, rows.to(flat.device, non_blocking=True))
-        return chosen if hidden.ndim == 2 else chosen[None]
+    def select(number: int, hidden: Tensor) -> Tensor | None:
+        if hidden.numel() != batch.num_positions * hidden.shape[-1]:
+            return None  # `take` says what is wrong
+        return select_rows(hidden, rows)
 
     inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
     if batch.prefix:
@@ -175,7 +170,7 @@ def record_sums(
     with (
         suppress(_LastSiteSeenError),
         site_inputs(model, sites, take),
-        _inward_inputs(model, sites[-1], select),
+        module_inputs(inward_projections(model, sites[-1]), select),
     ):
         model(**inputs)
     if len(fired) == len(sites):

@@ -75,7 +75,8 @@ def summary(prepared: Preparation) -> list[tuple[str, str]]:
 def print_examples(prepared: Preparation, count: int) -> None:
     """Print the first records' examples; tokens whose prediction counts are marked ⟦so⟧."""
     console = Console(highlight=False, soft_wrap=True)
-    for example, span in list(zip(prepared.examples, prepared.spans, strict=True))[:count]:
+    for index in range(min(count, prepared.plan.num_examples)):
+        example, span = prepared.examples[index], prepared.span(index)
         ids = prepared.encoder.token_ids(example)
         positions = prepared.encoder.positions(ids, span, prepared.plan.tokens)
         marked = {position + 1 for position in positions}

@@ -6,19 +6,19 @@ that no logits of the prompt are computed. The end of turn is not part of an ans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvwstream.answers import AnswerEncoder
 from kvwstream.batches import Batch
 from kvwstream.coefficients import Float64
+from kvwstream.collector import module_inputs, select_rows
 from kvwstream.errors import ModelError, NumericalError
 from kvwstream.examples import Example
 from kvwstream.models import LoadedModel, inference
@@ -110,21 +110,6 @@ def answer_logits(model: Any, batch: Batch) -> Tensor:
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__}: has no output layer to ask for probabilities")
-    with _rows_only(head, batch.rows):
+    with module_inputs([head], lambda _, hidden: select_rows(hidden, batch.rows)):
         logits = model(**batch.inputs, use_cache=False).logits
     return logits.reshape(-1, logits.shape[-1])  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _rows_only(head: nn.Module, rows: Tensor) -> Iterator[None]:
-    """The output layer sees the hidden states (1, row, hidden) of `rows` and nothing else."""
-
-    def select(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = inputs[0].reshape(-1, inputs[0].shape[-1])
-        return (hidden.index_select(0, rows.to(hidden.device))[None], *inputs[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from kvwstream.batches import Batch, Prefix
 from kvwstream.coefficients import Float32, Int64
@@ -105,19 +107,22 @@ class Measurer:
         return PartData(part, sums, counts)
 
     def _launch(self, run: Pass, replay: Weakening | None) -> _Launched:
-        batch = self.prepared.batch(run.examples, run.prefix)
-        cache = self._behind(run.group, batch.prefix) if batch.prefix else None
-        batch = batch.to(self.loaded.device)
-        sums = record_sums(
+        batch = self.prepared.batch(run.examples, run.prefix).to(self.loaded.device)
+        sums = self._sums(run, batch, self.prepared.segments(run), replay)
+        return _Launched(run, batch, Fetched(sums))
+
+    def _sums(
+        self, run: Pass, batch: Batch, segments: Sequence[int], replay: Weakening | None
+    ) -> Tensor:
+        return record_sums(
             self.loaded.model,
             self.prepared.sites,
             batch,
             self.prepared.plan.moments,
-            self.prepared.segments(run),
-            cache=cache,
+            segments,
+            cache=self._behind(run.group, batch.prefix) if batch.prefix else None,
             change=replay.weakened.change if replay else None,
         )
-        return _Launched(run, batch, Fetched(sums))
 
     def _behind(self, group: int, prefix: Prefix) -> PrefixCache:
         """Keys and values of a group's prefix, still there if the last pass was of it, too."""
@@ -144,16 +149,7 @@ class Measurer:
     def _culprit(self, launched: _Launched, values: Float32, replay: Weakening | None) -> Exception:
         """Find the site and the example to blame, by a second pass with sums per example."""
         run, batch, prepared = launched.run, launched.batch, self.prepared
-        cache = self._behind(run.group, batch.prefix) if batch.prefix else None
-        sums = record_sums(
-            self.loaded.model,
-            prepared.sites,
-            batch,
-            prepared.plan.moments,
-            batch.counts,
-            cache=cache,
-            change=replay.weakened.change if replay else None,
-        )
+        sums = self._sums(run, batch, batch.counts, replay)
         found = first_culprit(sums.cpu().numpy(), prepared.sites)
         if found:
             example = run.examples[found[0]]

@@ -44,11 +44,14 @@ class Preparation:
     why_not_shared: str | None = None
     """Why this model's prefixes cannot be shared."""
 
+    def span(self, index: int) -> Span:
+        """Where the answer of an example lies; image tokens are not told apart."""
+        return Span(int(self.table.num_prompt_tokens[index]), int(self.table.num_tokens[index]))
+
     @property
     def spans(self) -> list[Span]:
-        """Where the answers lie, in plan order; image tokens are not told apart."""
-        lengths = zip(self.table.num_prompt_tokens, self.table.num_tokens, strict=True)
-        return [Span(int(prompt), int(total)) for prompt, total in lengths]
+        """`span` of all, in plan order."""
+        return [self.span(index) for index in range(self.plan.num_examples)]
 
     def passes(self, part: Part) -> Iterator[Pass]:
         """The passes of a part, in order."""
@@ -70,8 +73,7 @@ class Preparation:
 
     def batch(self, examples: Sequence[int], prefix: int = 0) -> Batch:
         """Examples, by place in plan order, as the model's input."""
-        table = self.table
-        spans = [Span(int(table.num_prompt_tokens[i]), int(table.num_tokens[i])) for i in examples]
+        spans = [self.span(index) for index in examples]
         chosen = [self.examples[index] for index in examples]
         return self.encoder.batch(chosen, spans, self.plan.tokens, prefix)
 

@@ -78,8 +78,10 @@ class Stability:
         movement = np.sort(self.movement()[covered])
         return float(movement[math.ceil(SHARE * len(movement)) - 1]) if len(movement) else math.inf
 
-    def ending(self) -> Ending | None:
-        """The ending, if it is here."""
+    def ending_at(self, checkpoint: int) -> Ending | None:
+        """The ending, if it is here, after the first so many parts, which are read as needed."""
+        for number in range(self.num_parts, checkpoint):
+            self.add(self.store.read_part(number, ["abs"]))
         bound, plan = self.bound(), self.store.plan
         assert plan.until_stable is not None
         if bound > plan.until_stable:
@@ -110,9 +112,7 @@ def waves(store: CollectStore, missing: list[Part], progress: Progress) -> Itera
             yield wave
         if wave and not {part.number for part in wave} <= store.sealed():
             return
-        for number in range(seen.num_parts, stop):
-            seen.add(store.read_part(number, ["abs"]))
-        ending = seen.ending()
+        ending = seen.ending_at(stop)
         if ending:
             write_ending(store.location, ending)
             progress.tell(
@@ -129,9 +129,7 @@ def find_ending(store: CollectStore) -> Ending | None:
     for stop in checkpoints(store.plan.num_parts):
         if stop > store.num_parts:
             return None
-        for number in range(seen.num_parts, stop):
-            seen.add(store.read_part(number, ["abs"]))
-        ending = seen.ending()
+        ending = seen.ending_at(stop)
         if ending:
             return ending
     return None

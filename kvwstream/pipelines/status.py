@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from kvwstream.plan import CollectPlan
 from kvwstream.stores.collected import read_plan, sealed_among
-from kvwstream.stores.ending import Ending, read_ending
+from kvwstream.stores.ending import Ending, last_part, read_ending
 from kvwstream.stores.location import Location
 from kvwstream.stores.running import Note, is_note, read_note
 
@@ -43,12 +43,12 @@ class Status:
     @property
     def num_parts(self) -> int:
         """Parts that make the store whole, as far as that is known."""
-        return self.ending.num_parts if self.ending else self.plan.num_parts
+        return last_part(self.plan, self.ending).number + 1
 
     @property
     def num_records(self) -> int:
         """Records in them."""
-        return self.ending.num_records if self.ending else self.plan.num_records
+        return last_part(self.plan, self.ending).stop
 
     @property
     def running(self) -> set[int]:

@@ -33,7 +33,7 @@ from kvwstream.stores.arrays import (
     parse_group,
     read_attributes,
 )
-from kvwstream.stores.ending import Ending, read_ending
+from kvwstream.stores.ending import Ending, last_part, read_ending
 from kvwstream.stores.location import Location
 from kvwstream.stores.parts import read_part_array
 from kvwstream.stores.revisions import Revision, read_revisions
@@ -110,12 +110,12 @@ class CollectStore:
     @property
     def num_parts(self) -> int:
         """Parts that make the store whole."""
-        return self.ending.num_parts if self.ending else self.plan.num_parts
+        return last_part(self.plan, self.ending).number + 1
 
     @property
     def num_records(self) -> int:
         """Records in them, withdrawn ones included."""
-        return self.ending.num_records if self.ending else self.plan.num_records
+        return last_part(self.plan, self.ending).stop
 
     @property
     def parts(self) -> Iterable[Part]:

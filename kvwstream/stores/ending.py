@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvwstream.errors import DamageError
-from kvwstream.plan import CollectPlan
+from kvwstream.plan import CollectPlan, Part
 from kvwstream.stores.arrays import group_document, read_attributes
 from kvwstream.stores.location import Location
 
@@ -32,6 +32,11 @@ class Ending:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def last_part(plan: CollectPlan, ending: Ending | None) -> Part:
+    """The last part that belongs to a store of the plan."""
+    return plan.part((ending.num_parts if ending else plan.num_parts) - 1)
 
 
 def write_ending(location: Location, ending: Ending) -> None:
