@@ -29,9 +29,9 @@ def status(
 
     from kvwstream.pipelines.status import status as look
 
-    console, seen = Console(highlight=False, soft_wrap=True), look(store)
+    console, seen = Console(highlight=False), look(store)
     if not watch:
-        console.print(_shown(store, seen))
+        console.print(_shown(store, seen), soft_wrap=True)
         return
     with Live(_shown(store, seen), console=console, auto_refresh=False) as live:
         while len(seen.sealed) < seen.num_parts:
