@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.made_up import seconds
 from kvwstream.accessor import LayerRange
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
@@ -44,12 +44,6 @@ class Row(NamedTuple):
     name: str
     target: str
     values: list[float]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def interleaved(
@@ -154,7 +148,7 @@ def measure(model: Path, folder: Path) -> list[Row]:
     def reduce_retain(out: Path) -> None:
         reduce([stores["retain"]], str(out))
 
-    ratios = cost_ratios(load_model(model), prepared, records=60)
+    ratios = cost_ratios(load_model(model), prepared, prepared.plan.part(0))
     rows = [Row("collect / plain forward, seconds", "<= 0.80", ratios)]
     peaks = [
         peak_megabytes("forwards", str(model), "collect")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from kvwstream import probabilities
 from kvwstream.answers import AnswerEncoder
 from kvwstream.batches import Batch
 from kvwstream.examples import Example
@@ -79,11 +80,7 @@ def _endless(examples: Sequence[Example], size: int, seed: int) -> Iterator[list
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """(row, token) float32 at the positions that predict the answer; no other logits are made."""
     base = base_of(model)
-    inputs = {name: value.to(base.device) for name, value in batch.inputs.items()}
-    hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
-    answers = hidden.flatten(0, 1)[batch.rows.to(hidden.device)]
-    rows: Tensor = base.get_output_embeddings()(answers)
-    return rows.float()
+    return probabilities.answer_logits(base, batch.to(base.device)).float()
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
