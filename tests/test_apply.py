@@ -251,7 +251,7 @@ def test_every_shape_says_what_it_was_made_from(case: Case, tmp_path):
         for kind in ("checkpoint", "adapter", "gates")
     ]
     expected = {
-        "manifest_version": 2,
+        "manifest_version": 3,
         "base": {"name": case.model.name, "digest": Checkpoint.open(case.model).digest},
         "statistics": {"name": "s.zarr", "digest": case.stored.digest},
         "gamma": 0.3,
