@@ -168,8 +168,11 @@ class _Run:
                 f"part {number} failed, try {self.tries[number]} of {ATTEMPTS}: {result.reason}"
             )
             if result.kind == FailureKind.unexpected:
-                # Else its task would be run again elsewhere, as the worker holds the result.
+                # Else its task would be run again elsewhere, as the worker holds the result. The
+                # two requests go different ways, so the first one must have arrived.
                 self.client.cancel([future])
+                while any(self.client.who_has([future.key]).values()):
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
                 self._restart(result.worker)
         self.waiting.append(number)
         return None
