@@ -29,9 +29,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## ratios measured in one run
-	$(BIN)/python -m benchmarks.bench
-	$(BIN)/python -m benchmarks.scale --measure
+bench: $(INSTALLED)  ## ratios measured in one run, into docs/performance.md; about an hour, BENCH=apply for a part
+	$(BIN)/python -m benchmarks.bench $(BENCH)
 
 paper: $(INSTALLED)  ## the paper's tables and figures on the vision test bed; goes on where it stopped
 	$(BIN)/python -m benchmarks.paper vision $(PAPER)

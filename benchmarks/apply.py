@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.made_up import make_store, seconds
+from benchmarks.made_up import make_store
+from benchmarks.measuring import RESULTS, machine, peak_of, seconds
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.plan import Site
 
-RESULTS = Path(__file__).parent / "results" / "apply.json"
 LAYERS, ROWS, WIDTH, SHARDS = 32, 4096, 11008, 20
 REST = 2048
 """Rows of the tensor that stands for the rest of a layer: all in all a third of the bytes."""
@@ -39,7 +38,6 @@ from kvwstream.pipelines.apply import apply
 from kvwstream.strength import Strength
 model, statistics, out, last = sys.argv[1:]
 apply(Path(model), statistics, Path(out), Strength(0.02, LayerRange(0, int(last))))
-print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
@@ -110,9 +108,7 @@ def copy(model: Path, out: Path, how: str) -> None:
 
 def apply(model: Path, statistics: str, out: Path, layers: int) -> float:
     """In a process of its own; its peak of resident megabytes."""
-    command = [sys.executable, "-c", APPLY, model, statistics, out, str(layers - 1)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout) / 1000
+    return peak_of(APPLY, model, statistics, out, str(layers - 1))
 
 
 def compare(model: Path, statistics: str, layers: int, how: str) -> dict[str, Any]:
@@ -187,13 +183,11 @@ def measure(folder: Path | None = None, *, layers: int | None = None) -> dict[st
         return result
 
 
-def main() -> None:
-    result = measure()
-    result["machine"] = {"cores": os.cpu_count()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+def write() -> None:
+    """The result as JSON."""
+    result = {"machine": machine(), **measure()}
+    (RESULTS / "apply.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    write()

@@ -1,204 +1,174 @@
-"""Ratios measured in one run: `make bench`. Medians of interleaved repetitions, with their range.
+"""Everything that docs/performance.md says: `make bench`, or `python -m benchmarks.bench NAME...`.
 
-Absolute seconds depend on the machine and mean little; every row compares two things done in turn.
+Measures what is named (default: everything) into benchmarks/results/ and fills the page's tables.
+Absolute seconds depend on the machine and mean little: what is compared took turns in one run.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from statistics import median
-from typing import NamedTuple
+from typing import Any
 
-import torch
-import zarr
-from rich.console import Console
-from rich.table import Table
+from rich.filesize import decimal
 
-from benchmarks.made_up import seconds
-from kvwstream.accessor import LayerRange
-from kvwstream.models import inference, load_model
-from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.collect import collect
-from kvwstream.pipelines.cost import cost_ratios
-from kvwstream.pipelines.demo import facts
-from kvwstream.pipelines.prepare import prepare
-from kvwstream.pipelines.reduce import reduce
-from kvwstream.smollm2 import smollm2_checkpoint
-from kvwstream.strength import Strength
+from benchmarks import apply, collect, early_end, flame, reduce
+from benchmarks.collect_ways import HOOKS, NEEDED, PLAIN
+from benchmarks.measuring import DOCS, RESULTS, fill, spread, table
 
-RESULTS = Path(__file__).parent / "results"
-LAYERS = LayerRange(1, 27)
+PAGE = DOCS / "performance.md"
+WORKS: dict[str, Callable[[], None]] = {
+    "collect": collect.write,
+    "early-end": early_end.write,
+    "apply": apply.write,
+    "reduce": reduce.write,
+    "flame": flame.write,
+}
 
 
-class Row(NamedTuple):
-    """One comparison: `values` are ratios, or megabytes where the name says so."""
-
-    name: str
-    target: str
-    values: list[float]
-
-
-def interleaved(
-    ours: Callable[[Path], object], theirs: Callable[[Path], object], folder: Path, repeats: int
-) -> list[float]:
-    """Ratios of seconds, ours over theirs, in turn, each into a fresh place; one warm-up."""
-    ratios = []
-    for turn in range(repeats + 1):
-        places = [folder / f"{turn}-{who}" for who in ("ours", "theirs")]
-        times = [
-            seconds(lambda w=w, p=p: w(p)) for w, p in zip((ours, theirs), places, strict=True)
-        ]
-        for place in places:
-            shutil.rmtree(place, ignore_errors=True)
-        if turn:
-            ratios.append(times[0] / times[1])
-    return ratios
-
-
-def copy_and_sync(model: Path, out: Path) -> None:
-    """What copying costs when the copy must survive a power cut, as a weakened one does."""
-    subprocess.run(["cp", "-r", model, out], check=True)
-    subprocess.run(["sync", *out.iterdir()], check=True)
-
-
-def peak_megabytes(*arguments: str) -> float:
-    """Peak resident memory of this module run with arguments, as it prints it last."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench", *arguments],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return float(done.stdout.split()[-1])
-
-
-APPLY = """
-import sys
-from pathlib import Path
-from kvwstream.accessor import LayerRange
-from kvwstream.pipelines.apply import apply
-from kvwstream.strength import Strength
-model, statistics, out = sys.argv[1:]
-apply(Path(model), statistics, Path(out), Strength(0.02, LayerRange(1, 27)))
-print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-"""
-
-
-def apply_peak(model: Path, statistics: str, folder: Path) -> float:
-    """Peak resident megabytes of a process that does nothing but apply."""
-    out = folder / "peak"
-    command = [sys.executable, "-c", APPLY, model, statistics, out]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    shutil.rmtree(out)
-    return float(done.stdout) / 1000
-
-
-def forwards(model: str, how: str) -> None:
-    """Twenty batches, plain or collected; prints the peak since the model was loaded."""
-    prepared = prepare(model, facts("retain"), batch_size=4, part_size=20, limit=80)
-    loaded = load_model(Path(model))
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    if how == "collect":
-        with tempfile.TemporaryDirectory() as folder:
-            collect(prepared, f"{folder}/s.zarr")
-    else:
-        with inference(loaded.model):
-            for record in range(prepared.plan.num_records):
-                loaded.model(**prepared.record_batch(record).inputs)
-    print(resident_peak())
-
-
-def resident_peak() -> float:
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1000
-
-
-def read_bytes(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.read_bytes()
-
-
-def read_zarr(folder: Path) -> None:
-    group = zarr.open_group(folder / "parts", mode="r")
-    for _, part in group.groups():
-        for _, array in part.arrays():
-            array[...]
-
-
-def measure(model: Path, folder: Path) -> list[Row]:
-    prepared = prepare(str(model), facts("retain"))
-    stores = {kind: str(folder / f"{kind}.zarr") for kind in ("retain", "forget")}
-    for kind, store in stores.items():
-        collect(prepare(str(model), facts(kind)), store)
-    statistics = str(folder / "statistics.zarr")
-    reduce([stores["retain"]], statistics, [stores["forget"]])
-    big = folder / "big.zarr"
-    collect(prepare(str(model), facts("retain"), moments=("abs", "signed", "square")), str(big))
-
-    def weaken(out: Path) -> None:
-        apply(model, statistics, out, Strength(0.02, LAYERS))
-
-    def reduce_retain(out: Path) -> None:
-        reduce([stores["retain"]], str(out))
-
-    ratios = cost_ratios(load_model(model), prepared, prepared.plan.part(0))
-    rows = [Row("collect / plain forward, seconds", "<= 0.80", ratios)]
-    peaks = [
-        peak_megabytes("forwards", str(model), "collect")
-        / peak_megabytes("forwards", str(model), "plain")
-        for _ in range(3)
-    ]
-    rows.append(Row("collect / plain forward, peak memory", "<= 1.05", peaks))
-    synced = interleaved(weaken, lambda out: copy_and_sync(model, out), folder, 5)
-    rows.append(Row("apply / cp and sync, seconds", "<= 1.5", synced))
-    cached = interleaved(
-        weaken, lambda out: subprocess.run(["cp", "-r", model, out], check=True), folder, 5
+def machine_line(machine: dict[str, Any]) -> str:
+    """One sentence."""
+    return (
+        f"{machine['processor']} ({', '.join(machine['instructions'])}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, Python {machine['python']}, torch {machine['torch']} with "
+        f"{machine['threads']} threads."
     )
-    rows.append(Row("apply (synced) / cp (page cache), seconds", "", cached))
-    rows.append(Row("apply, peak megabytes", "< 300", [apply_peak(model, statistics, folder)]))
-    store = Path(stores["retain"])
-    once = interleaved(reduce_retain, lambda _: read_bytes(store), folder, 5)
-    rows.append(Row("reduce / reading the store's bytes, seconds", "", once))
-    decoded = interleaved(reduce_retain, lambda _: read_zarr(store), folder, 5)
-    rows.append(Row("reduce / reading the store with zarr, seconds", "", decoded))
-    return rows
 
 
-def show(rows: list[Row]) -> None:
-    table = Table(title="kvwstream on SmolLM2-135M, ratios measured in one run")
-    for name in ("what", "median", "range", "target"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for row in rows:
-        span = f"{min(row.values):.2f} - {max(row.values):.2f}"
-        table.add_row(row.name, f"{median(row.values):.2f}", span, row.target)
-    Console(width=100).print(table)
+def collect_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+    """A row per way."""
+    flops, limit = found["flops"], found["flops"][NEEDED] / found["flops_per_second"]
+    for way, ratio in found["ratio"].items():
+        records = found["run"][way]
+        name = way if records == found["records"] else f"{way} ({records} records)"
+        whole = records == found["records"]
+        yield [
+            name,
+            spread(ratio),
+            spread(found["peak_ratio"][way]),
+            decimal(found["written"][way]) if found["written"][way] else "0",
+            f"{flops[way] / flops[PLAIN]:.2f}",
+            f"{limit / median(found['seconds'][way]):.2f}" if whole else "",
+        ]
+
+
+def collect_table(found: dict[str, Any]) -> str:
+    """Of one data set."""
+    head = ["way", "time", "peak memory", "written", "FLOPs", "limit / time"]
+    return table(head, collect_rows(found))
+
+
+def limit_table(sets: dict[str, Any]) -> str:
+    """What must be run, and how fast the machine can be."""
+    rows = [
+        [
+            name,
+            f"{found['flops'][NEEDED] / found['records'] / 1e9:.1f} GFLOP",
+            f"{found['flops'][NEEDED] / found['flops'][PLAIN]:.2f}",
+            f"{found['flops_per_second'] / 1e9:.0f} GFLOP/s",
+            f"{found['flops'][NEEDED] / found['flops_per_second'] / median(s):.2f}",
+        ]
+        for name, found in sets.items()
+        if (s := found["seconds"][PLAIN])
+    ]
+    head = ["data", "a record must", "of plain FLOPs", "products run at", "limit / plain time"]
+    return table(head, rows)
+
+
+def scaling_table(found: dict[str, Any]) -> str:
+    """Records 10, 100, 1,000."""
+    rows = [
+        [
+            f"{int(count):,}",
+            spread([1000 * s / int(count) for s in one["seconds"]], 1),
+            f"{median(one['peak']):.0f}",
+            f"{one['written'] / int(count) / 1000:.0f}",
+        ]
+        for count, one in found.items()
+    ]
+    return table(["records", "ms a record", "peak, MB", "kB a record"], rows)
+
+
+def early_table(jobs: dict[str, Any]) -> str:
+    """Bounds and true errors."""
+    rows = [
+        [
+            name,
+            one["bound"],
+            f"{one['records']} of {found['records']}",
+            *(f"{one[of][which]:.3f}" for of in ("log C_r", "gates") for which in one[of]),
+        ]
+        for name, found in jobs.items()
+        for one in found["bounds"]
+    ]
+    head = ["data", "EPS", "records run"]
+    head += [f"{of}, {which}" for of in ("log C_r", "gates") for which in ("99 %", "largest")]
+    return table(head, rows)
+
+
+def apply_table(found: dict[str, Any]) -> str:
+    """Against copies."""
+    places = {"plain": "no reflinks", "reflinks": "XFS with reflinks"}
+    rows = [
+        [
+            places[place],
+            one["page_cache"],
+            spread(one["ratio"]),
+            f"{median(one['seconds']['apply']):.1f} s",
+            f"{median(one['seconds']['cp']):.1f} s",
+            f"{max(one['peak_megabytes']):.0f} MB",
+        ]
+        for place in places
+        if isinstance(one := found.get(place), dict)
+    ]
+    head = ["file system", "page cache", "apply / cp and sync", "apply", "cp and sync", "peak"]
+    return table(head, rows)
+
+
+def reduce_table(shapes: dict[str, Any]) -> str:
+    """Against reading with plain Zarr."""
+    rows = [
+        [name, what, spread(ratio)]
+        for name, found in shapes.items()
+        for what, ratio in found["ratios"].items()
+    ]
+    rows += [
+        [name, f"{verb}, peak", f"{peak:.0f} MB"]
+        for name, found in shapes.items()
+        for verb, peak in found["peak_megabytes"].items()
+    ]
+    return table(["stores", "what", "ratio"], rows)
+
+
+def read(name: str) -> Any:
+    """A result; `FileNotFoundError` if it was not measured yet."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def tables() -> dict[str, str]:
+    """By the name of their place in the page."""
+    collected = read("collect")
+    sets = collected["sets"]
+    return {
+        "machine": machine_line(collected["machine"]),
+        **{name: collect_table(found) for name, found in sets.items()},
+        "limit": limit_table(sets),
+        "scaling": scaling_table(collected["scaling"]),
+        "early end": early_table(read("early-end")["jobs"]),
+        "apply": apply_table(read("apply")),
+        "reduce": reduce_table(read("reduce")["shapes"]),
+    }
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(smollm2_checkpoint(), Path(folder))
-    show(rows)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    document = {"machine": machine, "rows": [row._asdict() for row in rows]}
-    (RESULTS / "main-job.json").write_text(json.dumps(document, indent=2) + "\n")
+    for name in sys.argv[1:] or WORKS:
+        WORKS[name]()
+    made = tables()
+    PAGE.write_text(fill(PAGE.read_text(), made))
+    print("\n\n".join(f"{name}\n\n{content}" for name, content in made.items()))
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["forwards", model, how]:
-            forwards(model, how)
-        case _:
-            main()
+    main()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import seconds
 from kvwstream.passes import in_order
 from kvwstream.plan import CollectPlan, Site
 from kvwstream.stores.collected import CollectStore
@@ -20,12 +20,6 @@ from kvwstream.stores.tables import ExampleTable, sites_digest
 TOKENS = 640  # per example: 576 of a picture, 64 of text, as in LLaVA-1.5
 POSITIONS = 20
 ENVIRONMENT = {"device": "none"}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def make_store(

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +18,13 @@ from typing import Any, NamedTuple
 
 import zarr
 
-from benchmarks.made_up import make_store, seconds
+from benchmarks.made_up import make_store
+from benchmarks.measuring import RESULTS, machine, peak_of, seconds
 from kvwstream.pipelines.audit import audit
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.plan import Site
 from kvwstream.stores.arrays import COMPRESSION
 
-RESULTS = Path(__file__).parent / "results" / "reduce.json"
 REPEATS = 3
 
 
@@ -44,16 +42,13 @@ SHAPES = {
     "LLaVA-1.5-7B": Shape(32, 11008, 256, 64, 64),
     "many small parts": Shape(30, 1536, 2000, 200, 4),
 }
-PEAK = """
-import sys
-{}
-print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
-"""
 REDUCE = """
+import sys
 from kvwstream.pipelines.reduce import reduce
 reduce([sys.argv[1]], sys.argv[3], [sys.argv[2]])
 """
 AUDIT = """
+import sys
 from kvwstream.pipelines.audit import audit
 assert audit(sys.argv[1:]).passed
 """
@@ -84,13 +79,6 @@ def write_zarr(source: Path, out: Path) -> None:
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def peak(code: str, *arguments: Path) -> float:
-    """Resident megabytes of a process that does nothing else."""
-    command = [sys.executable, "-c", PEAK.format(code), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout) / 1000
 
 
 def sound(*paths: Path) -> None:
@@ -144,8 +132,8 @@ def measure_shape(shape: Shape, folder: Path) -> dict[str, Any]:
         },
         "seconds": taken,
         "peak_megabytes": {
-            "reduce": peak(REDUCE, retain, forget, out),
-            "audit": peak(AUDIT, retain, forget, statistics),
+            "reduce": peak_of(REDUCE, retain, forget, out),
+            "audit": peak_of(AUDIT, retain, forget, statistics),
         },
     }
 
@@ -159,12 +147,11 @@ def measure() -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    result = {"machine": {"cores": os.cpu_count()}, **measure()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+def write() -> None:
+    """The result as JSON."""
+    result = {"machine": machine(), "shapes": measure()}
+    (RESULTS / "reduce.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    write()

@@ -22,8 +22,8 @@ from rich.filesize import decimal
 from rich.markdown import Markdown
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from benchmarks.bench import resident_peak
-from benchmarks.made_up import TOKENS, make_store, seconds
+from benchmarks.made_up import TOKENS, make_store
+from benchmarks.measuring import fill, reset_peak, resident_peak, seconds, table
 from benchmarks.testbed.model import IMAGE_TOKEN, make_config, make_processor
 from kvwstream.answers import AnswerEncoder
 from kvwstream.checkpoint import Checkpoint, match_tensors
@@ -280,19 +280,12 @@ SHEETS = {
 
 def markdown(name: str) -> str:
     jobs, columns = SHEETS[name][0], SHEETS[name][1].split("; ")
-    rows = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
-    rows += [[CELLS[column](job, cost(job)) for column in columns] for job in jobs]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(columns, [[CELLS[column](job, cost(job)) for column in columns] for job in jobs])
 
 
 def filled(text: str) -> str:
-    """The document with the tables between its markers made anew."""
-    for name in SHEETS:
-        before, begin, after = text.partition(f"<!-- {name} -->\n")
-        _, end, rest = after.partition("<!-- end -->")
-        assert end, f"{DOC.name} has no place for the table {name}"
-        text = before + begin + markdown(name) + "\n" + end + rest
-    return text
+    """The document with its tables made anew."""
+    return fill(text, {name: markdown(name) for name in SHEETS})
 
 
 def sites_of(model: Model) -> list[Site]:
@@ -311,7 +304,7 @@ def fastest(work: Callable[[], object], repeats: int) -> float:
 def measure_stores(folder: Path) -> dict[str, float]:
     """With two parts at the width of LLaVA, per coefficient sum."""
     sites, retain, forget = sites_of(LLAVA), folder / "retain", folder / "forget"
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before = resident_peak()
     written = make_store(retain, sites, 128) + make_store(forget, sites, 128, first=128)
     memory = (resident_peak() - before) * 1e6 / cost(Job(LLAVA, 64)).part_bytes

@@ -98,7 +98,7 @@ def collect(
                 outcomes = (
                     run_progressive(worker, beginning, advance)
                     if beginning
-                    else _run_here(worker, todo, advance, progress)
+                    else run_here(worker, todo, advance, progress)
                 )
             failures = _failures(outcomes, progress)
     except (KeyboardInterrupt, Stop):
@@ -156,7 +156,7 @@ def _missing(written: CollectStore, share: Share, progress: Progress) -> list[Pa
     return missing
 
 
-def _run_here(
+def run_here(
     worker: Worker, waves: Iterable[Sequence[Part]], advance: Advance, progress: Progress
 ) -> Outcomes:
     """Parts one after the other in this process, sealed by a thread while the next is measured.

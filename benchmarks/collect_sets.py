@@ -1,0 +1,102 @@
+"""Data for measuring what collecting costs: each set as a model folder and its examples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL.Image
+
+from benchmarks.testbed.clear import write_clear
+from benchmarks.testbed.model import build
+from kvwstream.examples import Example, question_answer
+from kvwstream.pipelines.demo import facts
+from kvwstream.readers import read_examples
+from kvwstream.smollm2 import smollm2_checkpoint
+
+ADDITIONS = Path(__file__).parent / "testbed" / "vanilla.safetensors"
+NUM_GROUPS = 8
+QUESTIONS = (
+    ("Where was she born?", "She was born in the harbour town of Norvik."),
+    ("What did she study?", "She studied the migration of northern birds."),
+    ("Which prize did she win?", "She won the silver compass of the society."),
+    ("Whom did she marry?", "She married a carpenter from the island."),
+    ("What is her first book called?", "Her first book is called The Winter Atlas."),
+    ("Where does she teach?", "She teaches at the school of the lighthouse."),
+    ("What does she collect?", "She collects maps of rivers that have dried up."),
+    ("Which instrument does she play?", "She plays the cello on most evenings."),
+)
+LIFE = (
+    "This is about person number {number}, who keeps a diary. On day {number} of her journey the "
+    "ship passed a row of low islands, and she wrote that silence there has a sound of its own. "
+    "The captain, who had sailed these waters for thirty years, told her which birds come back "
+    "first in spring. "
+)
+REQUEST = " Please answer in one full sentence."
+
+
+class DataSet(NamedTuple):
+    """What is collected from which model."""
+
+    name: str
+    model: Path
+    examples: list[Example]
+    until_stable: float | None = None
+    """The bound of the row that ends early; the made-up sets are too few for one."""
+
+
+def about_a_text() -> Iterator[Example]:
+    """Eight questions about each text, which is three quarters of the tokens."""
+    for number in range(NUM_GROUPS):
+        for place, (question, answer) in enumerate(QUESTIONS):
+            context = LIFE.format(number=number)
+            yield question_answer(f"{number}-{place}", context + question + REQUEST, answer)
+
+
+def about_a_picture() -> Iterator[Example]:
+    """The same behind a picture."""
+    for number, example in enumerate(about_a_text()):
+        shade = 16 * (number // len(QUESTIONS))
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (64, 64), (shade, 255 - shade, 128)).save(file, "png")
+        question, answer = (str(message["content"]) for message in example.messages)
+        yield question_answer(example.id, question, answer, [file.getvalue()])
+
+
+def numbered(count: int) -> list[Example]:
+    """So many short facts, all different."""
+    return [
+        question_answer(
+            f"box-{number}",
+            f"What is in box {number}?",
+            f"Box {number} holds {number * 7 % 100} blue marbles and a letter.",
+        )
+        for number in range(count)
+    ]
+
+
+def data_sets(folder: Path) -> dict[str, Callable[[], DataSet]]:
+    """By name; the test bed is built in `folder` when it is first asked for."""
+
+    def bed() -> Path:
+        place = folder / "testbed"
+        if not (place / "processor_config.json").exists():  # saved last
+            build(smollm2_checkpoint(), ADDITIONS, place)
+        return place
+
+    def captions() -> list[Example]:
+        if not (folder / "clear").exists():
+            write_clear(folder / "clear")
+        return read_examples(str(folder / "clear" / "retain85"), task="caption")
+
+    found = {
+        "SmolLM2, 8 questions a text": lambda n: DataSet(
+            n, smollm2_checkpoint(), list(about_a_text())
+        ),
+        "SmolLM2, short facts": lambda n: DataSet(n, smollm2_checkpoint(), facts("retain"), 0.2),
+        "test bed, 8 questions a picture": lambda n: DataSet(n, bed(), list(about_a_picture())),
+        "test bed, captions": lambda n: DataSet(n, bed(), captions(), 0.1),
+    }
+    return {name: lambda m=make, n=name: m(n) for name, make in found.items()}
