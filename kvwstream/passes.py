@@ -48,6 +48,15 @@ class Reading(NamedTuple):
         """Sorts like beginnings next to each other."""
         return self.images, self.tokens.astype(">u4").tobytes()
 
+    @property
+    def cost_of_images(self) -> int:
+        """What it costs to see the images, in tokens: about as many as they become.
+
+        At least what a group costs, so that images in common are reason enough for one.
+        """
+        count = int(np.count_nonzero(self.tokens == IMAGE))
+        return 2 * PASS_COST + count if count else 0
+
 
 @dataclass(frozen=True)
 class Arrangement:
@@ -144,19 +153,20 @@ def _common(one: Reading, other: Reading) -> int:
 def _groups(readings: Sequence[Reading], *, sharing: bool) -> list[tuple[list[int], int]]:
     """Members of each group, shortest first, with the prefix they share (0: none).
 
-    The cheapest cut of the sorted line in runs, where a run of two or more costs its prefix once,
-    the tails, and two passes more; what stays alone is one group, the last.
+    The cheapest cut of the sorted line in runs, where a run of two or more costs its prefix and its
+    images once, the tails, and two passes more; what stays alone is one group, the last.
     """
     line = sorted(range(len(readings)), key=lambda index: readings[index].key)
     lengths = np.array([len(readings[index].tokens) for index in line])
     before = np.concatenate([[0], np.cumsum(lengths)])
     # By the first member of a run that ends here: the longest prefix, and the shortest.
     shared = np.array([readings[index].first for index in line])
+    looks = [readings[index].cost_of_images for index in line]
     bare = np.array([readings[index].bare for index in line])
     best = np.zeros(len(line) + 1)
     begins, prefix = np.zeros((2, len(line)), np.int64)
     for end in range(len(line)):
-        begins[end], best[end + 1] = end, best[end] + lengths[end]
+        begins[end], best[end + 1] = end, best[end] + lengths[end] + looks[end]
         if end and sharing:
             common = _common(readings[line[end - 1]], readings[line[end]])
             np.minimum(shared[:end], min(common, shared[end]), out=shared[:end])
@@ -164,7 +174,7 @@ def _groups(readings: Sequence[Reading], *, sharing: bool) -> list[tuple[list[in
             others = end - np.arange(end)
             cost = best[:end] + before[end + 1] - before[:end] - others * shared[:end]
             possible = (shared[:end] > 0) & (shared[:end] >= bare[:end])
-            cost += np.where(possible, 2 * PASS_COST, np.inf)
+            cost += np.where(possible, 2 * PASS_COST + looks[end], np.inf)
             start = int(cost.argmin())
             if cost[start] < best[end + 1]:
                 begins[end], best[end + 1], prefix[end] = start, cost[start], shared[start]

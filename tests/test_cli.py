@@ -145,7 +145,7 @@ def test_the_plan_comes_before_the_first_forward(llama, data, tmp_path, capsys):
 
 
 def test_a_dry_run_shows_marked_examples_and_writes_nothing(llama, data, tmp_path, capsys):
-    out = run("collect", llama, data["forget"], tmp_path / "s.zarr", "--dry-run", capsys=capsys)
+    out = run("collect", llama, data["forget"], tmp_path / "s.zarr", "--explain", capsys=capsys)
     assert len(re.findall(r"⟦The \w+ is pink\.⟧", out)) == 3
     assert "parts" in out
     assert not list(tmp_path.iterdir())

@@ -78,6 +78,18 @@ def test_clusters_follow_in_the_order_of_the_seed_and_keep_an_images_questions(l
         assert len(set(own)) <= 1
 
 
+@given(readings(), st.integers(1, 20))
+def test_two_questions_about_one_image_are_a_group(line, part_size):
+    arranged = arrange(line, batch_size=1, part_size=part_size, pass_tokens=2048, sharing=True)
+    images = [line[index].images for index in arranged.order]
+    for start in range(0, len(line), part_size):
+        here = images[start : start + part_size]
+        for image in {"a", "b"} & {name for name in here if here.count(name) == 2}:
+            places = [start + n for n, name in enumerate(here) if name == image]
+            assert len(set(arranged.group[places])) == 1
+            assert arranged.prefix[places].all()
+
+
 def test_the_progressive_schedule_keeps_the_order():
     arranged = in_order(5, 2)
     assert arranged.order.tolist() == [0, 1, 2, 3, 4]

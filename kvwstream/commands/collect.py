@@ -94,7 +94,9 @@ def collect(
     format: Format = Formats.auto,
     task: Task = None,
     skip_bad_rows: SkipBadRows = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and examples only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--explain", help="Plan and examples only.")
+    ] = False,
     log_json: LogJson = False,
 ) -> None:
     """Run forward passes over DATA and keep the coefficient sums of every record in STORE.
