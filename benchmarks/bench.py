@@ -15,7 +15,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from benchmarks import apply, collect, early_end, flame, reduce
-from benchmarks.collect_ways import HOOKS, NEEDED, PLAIN
+from benchmarks.collect_ways import NEEDED, PLAIN
 from benchmarks.measuring import DOCS, RESULTS, fill, spread, table
 
 PAGE = DOCS / "performance.md"

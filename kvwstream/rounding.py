@@ -70,7 +70,7 @@ def scale(
     factors: npt.NDArray[np.float64],
     *,
     first_row: int,
-) -> bytes:
+) -> memoryview:
     """Rows of a (row, column) matrix, from `first_row` on, times `factors` along `axis`."""
     weights = np.frombuffer(raw, _NATIVE.get(dtype, "<u2")).reshape(-1, columns)
     result = np.empty_like(weights)
@@ -83,7 +83,7 @@ def scale(
         chosen = factors if axis == 1 else factors[rows]
         if not halves or not _through_float32(weights[rows], _Factors.of(chosen), result[rows]):
             result[rows] = _product(weights[rows], chosen, dtype)
-    return result.tobytes()
+    return result.data.cast("B")
 
 
 def _product(weights: npt.NDArray[Any], factors: npt.NDArray[np.float64], dtype: str) -> Any:
@@ -129,13 +129,15 @@ def _through_float32(
     # Not so for a NaN. The margins cover what is rounded.
     if not _both_normal(bounds[0] * factors.smallest / 2, bounds[1] * factors.largest * 2):
         return False
-    bits = np.left_shift(weights, 16, dtype=np.uint32)
+    bits = weights.astype(np.uint32)
+    bits <<= 16
     values = bits.view(np.float32)
     values *= factors.narrow
     bits += 0x8000  # to nearest; a tie is near itself and computed below
-    halves = bits.view("<u2").reshape(*weights.shape, 2)
-    result[...] = halves[..., 1]
-    near = np.flatnonzero(halves[..., 0] + np.uint16(_NEAR) <= 2 * _NEAR)
+    np.right_shift(bits, 16, out=result, casting="unsafe")
+    dropped = bits.astype(np.uint16)
+    dropped += _NEAR
+    near = np.flatnonzero(dropped <= 2 * _NEAR)
     chosen = np.unravel_index(near, weights.shape)
     exact = np.broadcast_to(factors.exact, weights.shape)[chosen]
     result[chosen] = _product(weights[chosen], exact, "BF16")
