@@ -70,10 +70,15 @@ def scale(
     factors: npt.NDArray[np.float64],
     *,
     first_row: int,
+    out: memoryview | None = None,
 ) -> memoryview:
-    """Rows of a (row, column) matrix, from `first_row` on, times `factors` along `axis`."""
+    """Rows of a (row, column) matrix, from `first_row` on, times `factors` along `axis`.
+
+    They stand in `out`, bytes as many as `raw`, where it is given: new memory is slow.
+    """
     weights = np.frombuffer(raw, _NATIVE.get(dtype, "<u2")).reshape(-1, columns)
-    result = np.empty_like(weights)
+    out = memoryview(bytearray(len(raw))) if out is None else out
+    result = np.frombuffer(out, weights.dtype).reshape(weights.shape)
     if axis == 0:
         factors = factors[first_row : first_row + len(weights), None]
     halves = dtype == "BF16" and _normal(factors)
@@ -83,7 +88,7 @@ def scale(
         chosen = factors if axis == 1 else factors[rows]
         if not halves or not _through_float32(weights[rows], _Factors.of(chosen), result[rows]):
             result[rows] = _product(weights[rows], chosen, dtype)
-    return result.data.cast("B")
+    return out
 
 
 def _product(weights: npt.NDArray[Any], factors: npt.NDArray[np.float64], dtype: str) -> Any:
@@ -152,14 +157,16 @@ def scale_in_place(
     gates: npt.NDArray[Any],
     *,
     first_row: int,
-) -> bytes:
+    out: memoryview | None = None,
+) -> memoryview:
     """Rows of a (row, column) matrix, from `first_row` on, times each row of `gates` in turn.
 
     `gates` (record, width) are in the weight's dtype, as `encode` gives them. A bfloat16 product is
     one of float32, rounded: torch's own, and exact before the rounding but for subnormal numbers.
     """
     values = decode(raw, dtype).reshape(-1, columns)
-    result = np.empty(values.shape, _NATIVE.get(dtype, "<u2"))
+    out = memoryview(bytearray(len(raw))) if out is None else out
+    result = np.frombuffer(out, _NATIVE.get(dtype, "<u2")).reshape(values.shape)
     for row in range(0, len(values), _TILE_ROWS):
         for column in range(0, columns, _STRIP // _TILE_ROWS):
             tile = (
@@ -176,7 +183,7 @@ def scale_in_place(
                     if dtype == "BF16":
                         _round_to_bfloat16(part)
             result[tile] = part.view(np.uint32) >> 16 if dtype == "BF16" else part
-    return result.tobytes()
+    return out
 
 
 def _round_to_bfloat16(values: npt.NDArray[np.float32]) -> None:

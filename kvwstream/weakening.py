@@ -29,13 +29,12 @@ class Exact(NamedTuple):
     axis: int
     factors: np.ndarray[tuple[int], np.dtype[np.float64]]
 
-    def scaled(self, raw: Buffer, tensor: Tensor, first_row: int) -> Buffer:
+    def scaled(self, raw: Buffer, tensor: Tensor, first_row: int, out: memoryview) -> Buffer:
         """Some rows of the tensor, weakened; factors of one leave every bit, of a NaN too."""
         if np.all(self.factors == 1):
             return raw
-        return scale(
-            raw, tensor.dtype, tensor.shape[1], self.axis, self.factors, first_row=first_row
-        )
+        columns, factors = tensor.shape[1], self.factors
+        return scale(raw, tensor.dtype, columns, self.axis, factors, first_row=first_row, out=out)
 
 
 class InPlace(NamedTuple):
@@ -44,10 +43,10 @@ class InPlace(NamedTuple):
     axis: int
     gates: np.ndarray[tuple[int, int], np.dtype[Any]]
 
-    def scaled(self, raw: Buffer, tensor: Tensor, first_row: int) -> Buffer:
+    def scaled(self, raw: Buffer, tensor: Tensor, first_row: int, out: memoryview) -> Buffer:
         """Some rows of the tensor, weakened record after record."""
         return scale_in_place(
-            raw, tensor.dtype, tensor.shape[1], self.axis, self.gates, first_row=first_row
+            raw, tensor.dtype, tensor.shape[1], self.axis, self.gates, first_row=first_row, out=out
         )
 
 
@@ -159,14 +158,18 @@ def _copy_tensor(
 def scaled_blocks(
     base: Checkpoint, tensor: Tensor, scaling: Scaling | None
 ) -> Iterator[tuple[Buffer, Buffer]]:
-    """A tensor's bytes in blocks, each with what it becomes; without a scaling, itself."""
+    """A tensor's bytes in blocks, each with what it becomes; without a scaling, itself.
+
+    Each stands where the one before it stood.
+    """
     if scaling is None:
         yield from ((block, block) for block in base.blocks(tensor))
         return
     rows, columns = tensor.shape
-    first = 0
+    first, out = 0, memoryview(b"")
     for block in base.blocks(tensor, rows):
-        yield block, scaling.scaled(block, tensor, first)
+        out = out or memoryview(bytearray(len(block)))  # the first is the longest
+        yield block, scaling.scaled(block, tensor, first, out[: len(block)])
         first += len(block) // (columns * ITEMSIZE[tensor.dtype])
 
 

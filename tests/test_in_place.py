@@ -225,7 +225,7 @@ def factor(a: float, dtype: str, arithmetic: str) -> float:
     else:
         gates = np.repeat(encode(np.full((1, 512), math.exp(-GAMMA * a)), dtype), STEPS, axis=0)
         tensor = Tensor("", dtype, (64, 512), 0, len(raw))
-        made = InPlace(1, gates).scaled(raw, tensor, 0)
+        made = InPlace(1, gates).scaled(raw, tensor, 0, memoryview(bytearray(len(raw))))
     after = torch.frombuffer(bytearray(made), dtype=DTYPES[dtype]).double()
     return float(after.norm() / weight.double().norm())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from kvwstream.checkpoint import MANIFEST, Checkpoint, file_digests
 from kvwstream.errors import DamageError, KvwstreamError
 from kvwstream.pipelines.audit_manifest import check_manifest, compare, open_base, open_recipe
 from kvwstream.pipelines.audit_report import Audit
-from kvwstream.weakening import scaled_blocks
+from kvwstream.weakening import Scaling, scaled_blocks
 
 
 def audit_checkpoint(
@@ -67,14 +69,20 @@ def _make_anew(
             f"{weakened.folder}: layers {recipe.strength.layers} and the manifest disagree: "
             f"{disagree}"
         )
+
+    def made(name: str, scaling: Scaling) -> str:
+        digest = hashlib.sha256()
+        for _, block in scaled_blocks(original, original.tensors[name], scaling):
+            digest.update(block)
+        return digest.hexdigest()
+
     wrong = []
-    for batch in recipe.scalings(original):
-        for name, scaling in batch.items():
-            digest = hashlib.sha256()
-            for _, made in scaled_blocks(original, original.tensors[name], scaling):
-                digest.update(made)
-            if digest.hexdigest() != weakened.tensor_digests.get(name):
-                wrong.append(name)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in recipe.scalings(original):
+            digests = dict(zip(batch, pool.map(made, batch, batch.values()), strict=True))
+            wrong += [
+                n for n, digest in digests.items() if digest != weakened.tensor_digests.get(n)
+            ]
     if wrong:
         raise DamageError(
             f"{weakened.folder}: {len(wrong)} weakened tensors are not base times gate: "
