@@ -3,7 +3,8 @@
 A made-up checkpoint of the shape of LLaVA-1.5-7B in 20 shards: its 32 value projections have their
 real size in bfloat16 (4096 x 11008, 2.9 GB of them), one more tensor a layer stands for the rest
 (13 GB in all). Both commands read it from a cold page cache, where it may be dropped, and leave
-what survives a power cut; programs are in the cache. On a file system that shares blocks (XFS on a loop device, as root) both do so.
+what survives a power cut; programs are in the cache. On a file system that shares blocks (XFS on a
+loop device, as root) apply does so.
 """
 
 from __future__ import annotations
@@ -136,22 +137,30 @@ def compare(model: Path, statistics: str, layers: int, how: str) -> dict[str, An
 
 @contextmanager
 def sharing_blocks(folder: Path, size: int) -> Iterator[Path]:
-    """An XFS on a loop device; needs root and xfsprogs. `OSError` where that cannot be had."""
+    """An XFS on a loop device; needs root and xfsprogs. `OSError` where that cannot be had.
+
+    The device bypasses the page cache for its file, so that nothing is cached twice.
+    """
     image, place = folder / "xfs.img", folder / "xfs"
     place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(size)
-    try:
-        for words in (["mkfs.xfs", "-q", "-m", "reflink=1", image], ["mount", image, place]):
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                raise OSError(f"{words[0]}: {done.stderr.strip()}")
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", place], check=True)
-    finally:
-        image.unlink()
+    with ExitStack() as stack:
+        with image.open("wb") as file:
+            file.truncate(size)
+        stack.callback(image.unlink)
+        device = told("losetup", "--direct-io=on", "--find", "--show", image)
+        stack.callback(told, "losetup", "--detach", device)
+        told("mkfs.xfs", "-q", "-m", "reflink=1", device)
+        told("mount", device, place)
+        stack.callback(told, "umount", place)
+        yield place
+
+
+def told(*command: str | Path) -> str:
+    """What a command prints; `OSError` if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{command[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def measure(folder: Path | None = None, *, layers: int | None = None) -> dict[str, Any]:

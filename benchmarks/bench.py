@@ -49,7 +49,7 @@ def collect_rows(found: dict[str, Any]) -> Iterator[list[str]]:
             spread(ratio),
             spread(found["peak_ratio"][way]),
             decimal(found["written"][way]) if found["written"][way] else "0",
-            f"{flops[way] / flops[PLAIN]:.2f}",
+            f"{flops.get(way, flops[PLAIN]) / flops[PLAIN]:.2f}",
             f"{limit / median(found['seconds'][way]):.2f}" if whole else "",
         ]
 

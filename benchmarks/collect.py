@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collect_sets import data_sets
+from benchmarks.collect_sets import NAMES, TEXT, make_set
 from benchmarks.collect_ways import (
     EARLY_END,
     HOOKS,
@@ -26,10 +26,11 @@ from benchmarks.collect_ways import (
     call,
     open_process,
 )
+from benchmarks.measuring import RESULTS, machine
 
-RESULTS = Path(__file__).parent / "results" / "collect.json"
 WAYS = (PLAIN, ONE_BY_ONE, HOOKS, NO_SHARING, SHARING, EARLY_END)
 REPEATS = 3
+COUNTS = (10, 100, 1000)
 
 
 def measure_set(name: str, ways: Sequence[str], beds: Path, repeats: int) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def measure_set(name: str, ways: Sequence[str], beds: Path, repeats: int) -> dic
                 if turn:
                     runs[way].append(run)
             rates.append(call(processes[PLAIN], "rate"))
-        flops = {way: call(process, "flops") for way, process in processes.items()}
+        counted = (way for way in ways if way not in (HOOKS, ONE_BY_ONE))  # as many as plain
+        flops = {way: call(processes[way], "flops") for way in counted}
         needed = stack.enter_context(open_process(NEEDED, name, beds, place / "needed"))
         flops[NEEDED] = call(needed, "flops")
     plain = runs[PLAIN]
@@ -72,20 +74,41 @@ def ratios(runs: dict[str, list[Run]], plain: list[Run], value: str) -> dict[str
     }
 
 
-def measure(repeats: int = REPEATS) -> dict[str, Any]:
-    """By the name of the data set."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, make in data_sets(Path(folder)).items():
-            ways = [way for way in WAYS if way != EARLY_END or make().until_stable]
-            found[name] = measure_set(name, ways, Path(folder), repeats)
-            print(name, json.dumps(found[name]["ratio"]), flush=True)
+def measure_scaling(beds: Path, repeats: int) -> dict[str, Any]:
+    """More and more records, by their number, with the defaults of `collect`."""
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(repeats):
+        for count in COUNTS:
+            with (
+                tempfile.TemporaryDirectory() as place,
+                open_process(SHARING, str(count), beds, Path(place) / "0") as process,
+            ):
+                call(process, "measured")
+                run = call(process, "measured")
+            one = found.setdefault(str(count), {"seconds": [], "peak": [], "written": run.written})
+            one["seconds"].append(run.seconds)
+            one["peak"].append(run.peak)
     return found
 
 
-def main() -> None:
-    RESULTS.write_text(json.dumps(measure(), indent=2) + "\n")
+def measure(repeats: int = REPEATS) -> dict[str, Any]:
+    """Every data set by its name, and how cost grows."""
+    sets = {}
+    with tempfile.TemporaryDirectory() as folder:
+        beds = Path(folder)
+        for name in NAMES:
+            stable = make_set(name, beds).until_stable
+            left_out = {*([] if name == TEXT else [ONE_BY_ONE]), *([] if stable else [EARLY_END])}
+            sets[name] = measure_set(name, [w for w in WAYS if w not in left_out], beds, repeats)
+            print(name, json.dumps(sets[name]["ratio"]), flush=True)
+        return {"sets": sets, "scaling": measure_scaling(beds, repeats)}
+
+
+def write() -> None:
+    """The result as JSON."""
+    result = {"machine": machine(), **measure()}
+    (RESULTS / "collect.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    write()

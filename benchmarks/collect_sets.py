@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,16 @@ from kvwstream.readers import read_examples
 from kvwstream.smollm2 import smollm2_checkpoint
 
 ADDITIONS = Path(__file__).parent / "testbed" / "vanilla.safetensors"
+NAMES = TEXT, LONG, FACTS, PICTURE, CAPTIONS = (
+    "SmolLM2, 8 questions a text",
+    "SmolLM2, 8 questions a long text",
+    "SmolLM2, short facts",
+    "test bed, 8 questions a picture",
+    "test bed, captions",
+)
 NUM_GROUPS = 8
+LONGER = 4
+"""Times, in text, request and answer; of half as many texts."""
 QUESTIONS = (
     ("Where was she born?", "She was born in the harbour town of Norvik."),
     ("What did she study?", "She studied the migration of northern birds."),
@@ -40,19 +49,18 @@ REQUEST = " Please answer in one full sentence."
 class DataSet(NamedTuple):
     """What is collected from which model."""
 
-    name: str
     model: Path
     examples: list[Example]
     until_stable: float | None = None
     """The bound of the row that ends early; the made-up sets are too few for one."""
 
 
-def about_a_text() -> Iterator[Example]:
+def about_a_text(groups: int = NUM_GROUPS, times: int = 1) -> Iterator[Example]:
     """Eight questions about each text, which is three quarters of the tokens."""
-    for number in range(NUM_GROUPS):
+    for number in range(groups):
         for place, (question, answer) in enumerate(QUESTIONS):
-            context = LIFE.format(number=number)
-            yield question_answer(f"{number}-{place}", context + question + REQUEST, answer)
+            asked = LIFE.format(number=number) * times + question + REQUEST * times
+            yield question_answer(f"{number}-{place}", asked, " ".join([answer] * times))
 
 
 def about_a_picture() -> Iterator[Example]:
@@ -77,26 +85,27 @@ def numbered(count: int) -> list[Example]:
     ]
 
 
-def data_sets(folder: Path) -> dict[str, Callable[[], DataSet]]:
-    """By name; the test bed is built in `folder` when it is first asked for."""
-
-    def bed() -> Path:
-        place = folder / "testbed"
-        if not (place / "processor_config.json").exists():  # saved last
-            build(smollm2_checkpoint(), ADDITIONS, place)
-        return place
-
-    def captions() -> list[Example]:
+def make_set(name: str, folder: Path) -> DataSet:
+    """One of `NAMES`, or as many short facts as `name` says; the test bed is built in `folder`."""
+    if name == TEXT:
+        return DataSet(smollm2_checkpoint(), list(about_a_text()))
+    if name == LONG:
+        return DataSet(smollm2_checkpoint(), list(about_a_text(NUM_GROUPS // 2, LONGER)))
+    if name == FACTS:
+        return DataSet(smollm2_checkpoint(), facts("retain"), until_stable=0.2)
+    if name == PICTURE:
+        return DataSet(test_bed(folder), list(about_a_picture()))
+    if name == CAPTIONS:
         if not (folder / "clear").exists():
             write_clear(folder / "clear")
-        return read_examples(str(folder / "clear" / "retain85"), task="caption")
+        captions = read_examples(str(folder / "clear" / "retain85"), task="caption")
+        return DataSet(test_bed(folder), captions, until_stable=0.1)
+    return DataSet(smollm2_checkpoint(), numbered(int(name)))
 
-    found = {
-        "SmolLM2, 8 questions a text": lambda n: DataSet(
-            n, smollm2_checkpoint(), list(about_a_text())
-        ),
-        "SmolLM2, short facts": lambda n: DataSet(n, smollm2_checkpoint(), facts("retain"), 0.2),
-        "test bed, 8 questions a picture": lambda n: DataSet(n, bed(), list(about_a_picture())),
-        "test bed, captions": lambda n: DataSet(n, bed(), captions(), 0.1),
-    }
-    return {name: lambda m=make, n=name: m(n) for name, make in found.items()}
+
+def test_bed(folder: Path) -> Path:
+    """The vision test bed's model, built when it is first asked for."""
+    place = folder / "testbed"
+    if not (place / "processor_config.json").exists():  # saved last
+        build(smollm2_checkpoint(), ADDITIONS, place)
+    return place

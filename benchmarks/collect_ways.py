@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.collect_sets import DataSet, data_sets
+from benchmarks.collect_sets import DataSet, make_set
+from benchmarks.measuring import reset_peak, resident_peak
 from kvwstream.collector import site_inputs
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.collect import run_here
@@ -126,7 +127,7 @@ class Way:
     def measured(self) -> Run:
         """One pass with the clock running; what it wrote is counted and removed."""
         with self._new_store():
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+            reset_peak()
             start = time.perf_counter()
             records = self()
             spent = time.perf_counter() - start
@@ -162,12 +163,6 @@ def masked_sum(mask: Tensor, number: int, coefficients: Tensor) -> None:
     mean.cpu().numpy()
 
 
-def resident_peak() -> float:
-    """Peak of this process in megabytes."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1000
-
-
 _way: Way | None = None
 
 
@@ -185,7 +180,7 @@ def call(process: ProcessPoolExecutor, method: str) -> Any:
 
 def _begin(how: str, name: str, beds: Path, folder: Path) -> None:
     global _way
-    _way = Way(how, data_sets(beds)[name](), folder)
+    _way = Way(how, make_set(name, beds), folder)
 
 
 def _call(method: str) -> Any:

@@ -54,7 +54,7 @@ person in 8 drawings; the retain score is of 40 questions, or 50.
 **What the methods are.** `benchmarks/methods/`, a file each. Gradient methods: steps of 4 forget
 and 4 retain examples, AdamW, LoRA of rank 8 on all linear layers (MMU: all parameters), seed 0,
 loss on answer tokens. KVW and MANU: `collect --moments abs,signed,square`, frozen schedule, forget
-records of one example; "KVW A²" sums the square of A.
+records of one example; "KVW A²" sums the square of A, "KVW energy" is `--shape energy`.
 """
 TABLE_3 = """\
 ## Table 3: answer tokens and retain data

@@ -17,8 +17,11 @@ TRAINING: tuple[Values, ...] = ({"weight": 1.0}, {"weight": 2.0, "steps": 30}, {
 """Second settings of gradient methods: lambda, and steps where they are not 10."""
 LAYERS = ("1:27", "3:26", "0:29")
 """Starts in the first and ends in the last eighth of 30 layers: usual, mild, strong."""
-KVW = {"KVW": {}, "KVW A²": {"power": 2.0}}
+KVW = {"KVW": {}, "KVW A²": {"power": 2.0}, "KVW energy": {"shape": "energy"}}
 """Rows of KVW and what they add to gamma and layers."""
+GAMMAS = {"KVW A²": (0.002, 0.45), "KVW energy": (0.0005, 0.8)}
+"""Lowest gamma of the ladder, and how often the next one is doubled; else `USUAL_GAMMAS`."""
+USUAL_GAMMAS = (0.004, 0.45)
 METHODS = (*gradient.METHODS, "MANU", *KVW)
 ABLATION = ("all, no retain", "answers, no retain", "all, retain")
 """Table 3 without its last row, which is KVW."""
@@ -32,8 +35,8 @@ def settings_at(method: str, point: Point) -> Values:
         return {"learning_rate": _round(lowest * 2 ** (rise / 2)), **TRAINING[point.second]}
     if method == "MANU":
         return {"share": _round(5e-4 * 2 ** (rise / 2)), "layers": LAYERS[::-1][point.second]}
-    lowest = 0.002 if method == "KVW A²" else 0.004
-    return {"gamma": _round(lowest * 2 ** (0.45 * rise)), "layers": LAYERS[point.second]}
+    lowest, step = GAMMAS.get(method, USUAL_GAMMAS)
+    return {"gamma": _round(lowest * 2 ** (step * rise)), "layers": LAYERS[point.second]}
 
 
 def num_seconds(method: str) -> int:
