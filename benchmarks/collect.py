@@ -74,10 +74,10 @@ def ratios(runs: dict[str, list[Run]], plain: list[Run], value: str) -> dict[str
     }
 
 
-def measure_scaling(beds: Path, repeats: int) -> dict[str, Any]:
+def measure_scaling(beds: Path) -> dict[str, Any]:
     """More and more records, by their number, with the defaults of `collect`."""
     found: dict[str, dict[str, Any]] = {}
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         for count in COUNTS:
             with (
                 tempfile.TemporaryDirectory() as place,
@@ -91,23 +91,24 @@ def measure_scaling(beds: Path, repeats: int) -> dict[str, Any]:
     return found
 
 
-def measure(repeats: int = REPEATS) -> dict[str, Any]:
-    """Every data set by its name, and how cost grows."""
-    sets = {}
+def write() -> None:
+    """Every data set by its name, and how cost grows, as JSON; written after each."""
+    result: dict[str, Any] = {"machine": machine(), "sets": {}}
+
+    def save() -> None:
+        (RESULTS / "collect.json").write_text(json.dumps(result, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory() as folder:
         beds = Path(folder)
         for name in NAMES:
             stable = make_set(name, beds).until_stable
             left_out = {*([] if name == TEXT else [ONE_BY_ONE]), *([] if stable else [EARLY_END])}
-            sets[name] = measure_set(name, [w for w in WAYS if w not in left_out], beds, repeats)
-            print(name, json.dumps(sets[name]["ratio"]), flush=True)
-        return {"sets": sets, "scaling": measure_scaling(beds, repeats)}
-
-
-def write() -> None:
-    """The result as JSON."""
-    result = {"machine": machine(), **measure()}
-    (RESULTS / "collect.json").write_text(json.dumps(result, indent=2) + "\n")
+            ways = [way for way in WAYS if way not in left_out]
+            result["sets"][name] = measure_set(name, ways, beds, REPEATS)
+            print(name, json.dumps(result["sets"][name]["ratio"]), flush=True)
+            save()
+        result["scaling"] = measure_scaling(beds)
+        save()
 
 
 if __name__ == "__main__":

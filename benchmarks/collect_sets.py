@@ -26,7 +26,7 @@ NAMES = TEXT, LONG, FACTS, PICTURE, CAPTIONS = (
 )
 NUM_GROUPS = 8
 LONGER = 4
-"""Times, in text, request and answer; of half as many texts."""
+"""Times, in text, request and answer; of a quarter as many texts."""
 QUESTIONS = (
     ("Where was she born?", "She was born in the harbour town of Norvik."),
     ("What did she study?", "She studied the migration of northern birds."),
@@ -65,8 +65,8 @@ def about_a_text(groups: int = NUM_GROUPS, times: int = 1) -> Iterator[Example]:
 
 def about_a_picture() -> Iterator[Example]:
     """The same behind a picture."""
-    for number, example in enumerate(about_a_text()):
-        shade = 16 * (number // len(QUESTIONS))
+    for number, example in enumerate(about_a_text(NUM_GROUPS // 2)):
+        shade = 32 * (number // len(QUESTIONS))
         file = io.BytesIO()
         PIL.Image.new("RGB", (64, 64), (shade, 255 - shade, 128)).save(file, "png")
         question, answer = (str(message["content"]) for message in example.messages)
@@ -90,7 +90,7 @@ def make_set(name: str, folder: Path) -> DataSet:
     if name == TEXT:
         return DataSet(smollm2_checkpoint(), list(about_a_text()))
     if name == LONG:
-        return DataSet(smollm2_checkpoint(), list(about_a_text(NUM_GROUPS // 2, LONGER)))
+        return DataSet(smollm2_checkpoint(), list(about_a_text(NUM_GROUPS // 4, LONGER)))
     if name == FACTS:
         return DataSet(smollm2_checkpoint(), facts("retain"), until_stable=0.2)
     if name == PICTURE:

@@ -95,8 +95,9 @@ class Way:
             return self._forward()
         assert self.worker
         silent, store = Silent(), self.worker.store
+        parts = list(store.parts)
         early = self.prepared.plan.until_stable is not None
-        todo = waves(store, store.parts, silent) if early else [store.parts]
+        todo = waves(store, parts, silent) if early else [parts]
         records = 0
         for receipt in run_here(self.worker, todo, lambda units, tokens=0: None, silent):
             assert isinstance(receipt, Receipt), receipt
