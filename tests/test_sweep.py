@@ -288,6 +288,8 @@ def test_options_that_make_no_sense_are_refused(make, message):
         (["--run-progressive"], "is frozen and serves every gamma"),
         (["--plot", "sweep.doc"], r"a picture's name ends with \.svg, \.png"),
         (["--layers", "0:9"], "the model has layers 0 to 1"),
+        (["--shape", "paper,energy"], "shape energy needs the signed and square moments"),
+        (["--shape", "round"], "shape must be one of paper, energy"),
         (["--power", "0.3"], "power must be a multiple of 0.5"),
         (["--keep", "1.5"], "keep must be a share from 0 to 1"),
         (["--gammas", "2:1"], "from:to, both above 0"),

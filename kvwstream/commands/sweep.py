@@ -29,6 +29,7 @@ def sweep(
     power: Annotated[str, typer.Option(help="One power, or several to choose from: 1,1.5,2.")] = (
         "1"
     ),
+    shape: Annotated[str, typer.Option(help="One shape of A, or several: paper,energy.")] = "paper",
     keep: Annotated[float, typer.Option(help="Share of the retain score that must be left.")] = (
         0.95
     ),
@@ -81,7 +82,7 @@ def sweep(
         low=low,
         high=high,
         layers=LayerRange.parse(layers) if layers else None,
-        choices={"power": parse_powers(power)},
+        choices={"power": parse_powers(power), "shape": sorted(set(shape.split(",")))},
         keep=keep,
         oracle=resolve_model(oracle) if oracle else None,
         trials=trials,

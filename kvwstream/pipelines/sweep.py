@@ -87,7 +87,8 @@ class Sweep:
         self.space(lambda setting: 1.0)
         for name, values in self.choices.items():
             for value in values:
-                strength_of({"gamma": 0.0, "start": 0, "stop": 0, name: value})
+                strength = strength_of({"gamma": 0.0, "start": 0, "stop": 0, name: value})
+                strength.check_fits(self.stored)
 
     def space(self, scale: Callable[[Setting], float]) -> Space:
         """Gamma, layers and what else there is to choose."""
