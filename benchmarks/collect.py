@@ -1,7 +1,7 @@
 """Collecting against plain forward passes: `python -m benchmarks.collect`.
 
 Ways of passing over the same data take turns, each in a process of its own. A ratio is of two runs
-of one round; the first round warms up.
+of one round.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collect_sets import NAMES, TEXT, make_set
+from benchmarks.collect_sets import NAMES, make_set
 from benchmarks.collect_ways import (
     EARLY_END,
     HOOKS,
     NEEDED,
     NO_SHARING,
-    ONE_BY_ONE,
     PLAIN,
     SHARING,
     Run,
@@ -28,7 +27,7 @@ from benchmarks.collect_ways import (
 )
 from benchmarks.measuring import RESULTS, machine
 
-WAYS = (PLAIN, ONE_BY_ONE, HOOKS, NO_SHARING, SHARING, EARLY_END)
+WAYS = (PLAIN, HOOKS, NO_SHARING, SHARING, EARLY_END)
 REPEATS = 3
 COUNTS = (10, 100, 1000)
 
@@ -43,13 +42,13 @@ def measure_set(name: str, ways: Sequence[str], beds: Path, repeats: int) -> dic
         }
         runs: dict[str, list[Run]] = {way: [] for way in ways}
         rates = []
-        for turn in range(repeats + 1):
+        for process in processes.values():
+            call(process, "warm_up")
+        for _ in range(repeats):
             for way, process in processes.items():
-                run = call(process, "measured")
-                if turn:
-                    runs[way].append(run)
+                runs[way].append(call(process, "measured"))
             rates.append(call(processes[PLAIN], "rate"))
-        counted = (way for way in ways if way not in (HOOKS, ONE_BY_ONE))  # as many as plain
+        counted = (way for way in ways if way != HOOKS)  # as many as plain
         flops = {way: call(processes[way], "flops") for way in counted}
         needed = stack.enter_context(open_process(NEEDED, name, beds, place / "needed"))
         flops[NEEDED] = call(needed, "flops")
@@ -83,7 +82,6 @@ def measure_scaling(beds: Path) -> dict[str, Any]:
                 tempfile.TemporaryDirectory() as place,
                 open_process(SHARING, str(count), beds, Path(place) / "0") as process,
             ):
-                call(process, "measured")
                 run = call(process, "measured")
             one = found.setdefault(str(count), {"seconds": [], "peak": [], "written": run.written})
             one["seconds"].append(run.seconds)
@@ -102,8 +100,7 @@ def write() -> None:
         beds = Path(folder)
         for name in NAMES:
             stable = make_set(name, beds).until_stable
-            left_out = {*([] if name == TEXT else [ONE_BY_ONE]), *([] if stable else [EARLY_END])}
-            ways = [way for way in WAYS if way not in left_out]
+            ways = [way for way in WAYS if stable or way != EARLY_END]
             result["sets"][name] = measure_set(name, ways, beds, REPEATS)
             print(name, json.dumps(result["sets"][name]["ratio"]), flush=True)
             save()
