@@ -1,4 +1,4 @@
-"""Collecting against plain forward passes: `python -m benchmarks.collect`.
+"""Collecting against plain forward passes: `python -m benchmarks.collect [SET...]`.
 
 Ways of passing over the same data take turns, each in a process of its own. A ratio is of two runs
 of one round.
@@ -7,6 +7,7 @@ of one round.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from benchmarks.measuring import RESULTS, machine
 WAYS = (PLAIN, HOOKS, NO_SHARING, SHARING, EARLY_END)
 REPEATS = 3
 COUNTS = (10, 100, 1000)
+SCALING = "scaling"
 
 
 def measure_set(name: str, ways: Sequence[str], beds: Path, repeats: int) -> dict[str, Any]:
@@ -89,24 +91,25 @@ def measure_scaling(beds: Path) -> dict[str, Any]:
     return found
 
 
-def write() -> None:
-    """Every data set by its name, and how cost grows, as JSON; written after each."""
-    result: dict[str, Any] = {"machine": machine(), "sets": {}}
-
-    def save() -> None:
-        (RESULTS / "collect.json").write_text(json.dumps(result, indent=2) + "\n")
-
+def write(names: Sequence[str] = (*NAMES, SCALING)) -> None:
+    """Measure what is named into the JSON, which keeps what else it holds; written after each."""
+    file = RESULTS / "collect.json"
+    result: dict[str, Any] = {"sets": {}}
+    if file.exists():
+        result = json.loads(file.read_text())
+    result["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
         beds = Path(folder)
-        for name in NAMES:
-            stable = make_set(name, beds).until_stable
-            ways = [way for way in WAYS if stable or way != EARLY_END]
-            result["sets"][name] = measure_set(name, ways, beds, REPEATS)
-            print(name, json.dumps(result["sets"][name]["ratio"]), flush=True)
-            save()
-        result["scaling"] = measure_scaling(beds)
-        save()
+        for name in names:
+            if name == SCALING:
+                result["scaling"] = measure_scaling(beds)
+            else:
+                stable = make_set(name, beds).until_stable
+                ways = [way for way in WAYS if stable or way != EARLY_END]
+                result["sets"][name] = measure_set(name, ways, beds, REPEATS)
+            print(name, flush=True)
+            file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:] or (*NAMES, SCALING))
