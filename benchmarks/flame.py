@@ -22,7 +22,7 @@ from benchmarks.measuring import DOCS
 from kvwstream.smollm2 import smollm2_checkpoint
 
 FIGURE = DOCS / "figures" / "collect-flame.svg"
-SAMPLES = 200
+SAMPLES = 50
 """Per second."""
 WAITING = ("_worker (concurrent/futures/thread", "select (selectors", "wait (threading")
 """Leaves of threads that have nothing to do."""
