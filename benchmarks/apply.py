@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.made_up import make_store
-from benchmarks.measuring import RESULTS, machine, peak_of, seconds
+from benchmarks.measuring import peak_of, save, seconds
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.plan import Site
@@ -32,12 +32,14 @@ LAYERS, ROWS, WIDTH, SHARDS = 32, 4096, 11008, 20
 REST = 14336
 """Rows of the tensor that stands for the rest of a layer: attention and the projections inward."""
 REPEATS = 3
-APPLY = """
+IMPORTS = """
 import sys
 from pathlib import Path
 from kvwstream.accessor import LayerRange
 from kvwstream.pipelines.apply import apply
 from kvwstream.strength import Strength
+"""
+APPLY = f"""{IMPORTS}
 model, statistics, out, last = sys.argv[1:]
 apply(Path(model), statistics, Path(out), Strength(0.02, LayerRange(0, int(last))))
 """
@@ -99,7 +101,7 @@ def forget_pages(model: Path) -> bool:
         Path("/proc/sys/vm/drop_caches").write_text("1")
     except OSError:
         return False
-    for program in (["cp", "--version"], [sys.executable, "-c", f"{APPLY.partition('model,')[0]}"]):
+    for program in (["cp", "--version"], [sys.executable, "-c", IMPORTS]):
         subprocess.run(program, check=True, capture_output=True)
     return True
 
@@ -197,8 +199,7 @@ def measure(folder: Path | None = None, *, layers: int | None = None) -> dict[st
 
 def write() -> None:
     """The result as JSON."""
-    result = {"machine": machine(), **measure()}
-    (RESULTS / "apply.json").write_text(json.dumps(result, indent=2) + "\n")
+    save("apply", measure())
 
 
 if __name__ == "__main__":

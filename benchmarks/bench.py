@@ -6,7 +6,6 @@ Absolute seconds depend on the machine and mean little: what is compared took tu
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -16,7 +15,7 @@ from rich.filesize import decimal
 
 from benchmarks import apply, collect, early_end, flame, reduce
 from benchmarks.collect_ways import NEEDED, PLAIN
-from benchmarks.measuring import DOCS, RESULTS, fill, spread, table
+from benchmarks.measuring import DOCS, fill, read, spread, table
 
 PAGE = DOCS / "performance.md"
 WORKS: dict[str, Callable[[], None]] = {
@@ -42,10 +41,9 @@ def collect_rows(found: dict[str, Any]) -> Iterator[list[str]]:
     flops, limit = found["flops"], found["flops"][NEEDED] / found["flops_per_second"]
     for way, ratio in found["ratio"].items():
         records = found["run"][way]
-        name = way if records == found["records"] else f"{way} ({records} records)"
         whole = records == found["records"]
         yield [
-            name,
+            way if whole else f"{way} ({records} records)",
             spread(ratio),
             spread(found["peak_ratio"][way]),
             decimal(found["written"][way]) if found["written"][way] else "0",
@@ -62,19 +60,19 @@ def collect_table(found: dict[str, Any]) -> str:
 
 def limit_table(sets: dict[str, Any]) -> str:
     """What must be run, and how fast the machine can be."""
-    rows = [
-        [
+
+    def row(name: str, found: dict[str, Any]) -> list[str]:
+        needed, rate = found["flops"][NEEDED], found["flops_per_second"]
+        return [
             name,
-            f"{found['flops'][NEEDED] / found['records'] / 1e9:.1f} GFLOP",
-            f"{found['flops'][NEEDED] / found['flops'][PLAIN]:.2f}",
-            f"{found['flops_per_second'] / 1e9:.0f} GFLOP/s",
-            f"{found['flops'][NEEDED] / found['flops_per_second'] / median(s):.2f}",
+            f"{needed / found['records'] / 1e9:.1f} GFLOP",
+            f"{needed / found['flops'][PLAIN]:.2f}",
+            f"{rate / 1e9:.0f} GFLOP/s",
+            f"{needed / rate / median(found['seconds'][PLAIN]):.2f}",
         ]
-        for name, found in sets.items()
-        if (s := found["seconds"][PLAIN])
-    ]
+
     head = ["data", "a record must", "of plain FLOPs", "products run at", "limit / plain time"]
-    return table(head, rows)
+    return table(head, (row(name, found) for name, found in sets.items()))
 
 
 def scaling_table(found: dict[str, Any]) -> str:
@@ -140,11 +138,6 @@ def reduce_table(shapes: dict[str, Any]) -> str:
         for verb, peak in found["peak_megabytes"].items()
     ]
     return table(["stores", "what", "ratio"], rows)
-
-
-def read(name: str) -> Any:
-    """A result; `FileNotFoundError` if it was not measured yet."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def tables() -> dict[str, str]:

@@ -6,7 +6,6 @@ of one round.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,12 +25,13 @@ from benchmarks.collect_ways import (
     call,
     open_process,
 )
-from benchmarks.measuring import RESULTS, machine
+from benchmarks.measuring import RESULTS, read, save
 
 WAYS = (PLAIN, HOOKS, NO_SHARING, SHARING, EARLY_END)
 REPEATS = 3
 COUNTS = (10, 100, 1000)
 SCALING = "scaling"
+RESULT = "collect"
 
 
 def measure_set(name: str, ways: Sequence[str], beds: Path, repeats: int) -> dict[str, Any]:
@@ -93,11 +93,7 @@ def measure_scaling(beds: Path) -> dict[str, Any]:
 
 def write(names: Sequence[str] = (*NAMES, SCALING)) -> None:
     """Measure what is named into the JSON, which keeps what else it holds; written after each."""
-    file = RESULTS / "collect.json"
-    result: dict[str, Any] = {"sets": {}}
-    if file.exists():
-        result = json.loads(file.read_text())
-    result["machine"] = machine()
+    result = read(RESULT) if (RESULTS / f"{RESULT}.json").exists() else {"sets": {}}
     with tempfile.TemporaryDirectory() as folder:
         beds = Path(folder)
         for name in names:
@@ -108,7 +104,7 @@ def write(names: Sequence[str] = (*NAMES, SCALING)) -> None:
                 ways = [way for way in WAYS if stable or way != EARLY_END]
                 result["sets"][name] = measure_set(name, ways, beds, REPEATS)
             print(name, flush=True)
-            file.write_text(json.dumps(result, indent=2) + "\n")
+            save(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ demo's own strength are compared with those of the whole pass. Nothing here is t
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.measuring import RESULTS, machine
+from benchmarks.measuring import save
 from benchmarks.testbed import demo as vision
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.coefficients import Float64
@@ -104,8 +103,7 @@ def measure_all() -> dict[str, Any]:
 
 def write() -> None:
     """The result as JSON."""
-    result = {"machine": machine(), "jobs": measure_all()}
-    (RESULTS / "early-end.json").write_text(json.dumps(result, indent=2) + "\n")
+    save("early-end", {"jobs": measure_all()})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -59,6 +60,17 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def save(name: str, found: Mapping[str, Any]) -> None:
+    """A result as JSON, with the machine that it is of."""
+    text = json.dumps({**found, "machine": machine()}, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def read(name: str) -> Any:
+    """A result; `FileNotFoundError` if it was not measured yet."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -8,7 +8,6 @@ What `reduce` of forget records writes is many times what it reads, so that has 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import zarr
 
 from benchmarks.made_up import make_store
-from benchmarks.measuring import RESULTS, machine, peak_of, seconds
+from benchmarks.measuring import peak_of, save, seconds
 from kvwstream.pipelines.audit import audit
 from kvwstream.pipelines.reduce import reduce
 from kvwstream.plan import Site
@@ -149,8 +148,7 @@ def measure() -> dict[str, Any]:
 
 def write() -> None:
     """The result as JSON."""
-    result = {"machine": machine(), "shapes": measure()}
-    (RESULTS / "reduce.json").write_text(json.dumps(result, indent=2) + "\n")
+    save("reduce", {"shapes": measure()})
 
 
 if __name__ == "__main__":

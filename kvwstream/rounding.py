@@ -81,13 +81,14 @@ def scale(
     result = np.frombuffer(out, weights.dtype).reshape(weights.shape)
     if axis == 0:
         factors = factors[first_row : first_row + len(weights), None]
-    halves = dtype == "BF16" and _normal(factors)
+    whole = _Factors.of(factors)
+    halves = dtype == "BF16" and _normal(whole.smallest, whole.largest)
     step = max(1, (_STRIP_OF_HALVES if halves else _STRIP) // columns)
     for start in range(0, len(weights), step):
         rows = slice(start, start + step)
-        chosen = factors if axis == 1 else factors[rows]
-        if not halves or not _through_float32(weights[rows], _Factors.of(chosen), result[rows]):
-            result[rows] = _product(weights[rows], chosen, dtype)
+        chosen = whole if axis == 1 else whole.of_rows(rows)
+        if not halves or not _through_float32(weights[rows], chosen, result[rows]):
+            result[rows] = _product(weights[rows], chosen.exact, dtype)
     return out
 
 
@@ -95,18 +96,13 @@ def _product(weights: npt.NDArray[Any], factors: npt.NDArray[np.float64], dtype:
     return encode(decode(weights.tobytes(), dtype).reshape(weights.shape) * factors, dtype)
 
 
-def _normal(values: npt.NDArray[Any]) -> bool:
-    """Whether all are normal numbers as float32, none so large that it would round to infinity."""
-    size = np.abs(values)
-    return _both_normal(size.min(initial=1.0), size.max(initial=1.0))
-
-
-def _both_normal(smallest: float, largest: float) -> bool:
+def _normal(smallest: float, largest: float) -> bool:
+    """Whether sizes from `smallest` to `largest` are normal as float32 and round to no infinity."""
     return bool(smallest >= _TINY and largest <= np.finfo(np.float32).max)
 
 
 class _Factors(NamedTuple):
-    """Factors of bfloat16 weights as float64, as float32, and the bounds of their size."""
+    """Factors as float64, as float32, and bounds of their size, which hold for any of them."""
 
     exact: npt.NDArray[np.float64]
     narrow: npt.NDArray[np.float32]
@@ -116,7 +112,13 @@ class _Factors(NamedTuple):
     @classmethod
     def of(cls, factors: npt.NDArray[np.float64]) -> _Factors:
         size = np.abs(factors)
-        return cls(factors, factors.astype(np.float32), size.min(), size.max())
+        with np.errstate(over="ignore", under="ignore"):
+            narrow = factors.astype(np.float32)
+        return cls(factors, narrow, size.min(initial=1.0), size.max(initial=1.0))
+
+    def of_rows(self, rows: slice) -> _Factors:
+        """Those of some rows."""
+        return self._replace(exact=self.exact[rows], narrow=self.narrow[rows])
 
 
 def _through_float32(
@@ -132,7 +134,7 @@ def _through_float32(
     size = weights & 0x7FFF
     bounds = decode(np.array([size.min(), size.max()], "<u2").tobytes(), "BF16").astype(np.float64)
     # Not so for a NaN. The margins cover what is rounded.
-    if not _both_normal(bounds[0] * factors.smallest / 2, bounds[1] * factors.largest * 2):
+    if not _normal(bounds[0] * factors.smallest / 2, bounds[1] * factors.largest * 2):
         return False
     bits = weights.astype(np.uint32)
     bits <<= 16
