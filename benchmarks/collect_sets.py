@@ -24,7 +24,7 @@ NAMES = TEXT, LONG, FACTS, PICTURE, CAPTIONS = (
     "test bed, 8 questions a picture",
     "test bed, captions",
 )
-NUM_GROUPS = 8
+NUM_GROUPS = 16
 LONGER = 4
 """Times, in text, request and answer; of a quarter as many texts."""
 QUESTIONS = (
@@ -90,7 +90,7 @@ def make_set(name: str, folder: Path) -> DataSet:
     if name == TEXT:
         return DataSet(smollm2_checkpoint(), list(about_a_text()))
     if name == LONG:
-        return DataSet(smollm2_checkpoint(), list(about_a_text(NUM_GROUPS // 4, LONGER)))
+        return DataSet(smollm2_checkpoint(), list(about_a_text(NUM_GROUPS // LONGER, LONGER)))
     if name == FACTS:
         return DataSet(smollm2_checkpoint(), facts("retain"), until_stable=0.2)
     if name == PICTURE:

@@ -179,18 +179,30 @@ class AnswerEncoder:
         return self._ids(self.render(example), self._images(example))
 
     def batch(
-        self, examples: Sequence[Example], spans: Sequence[Span], rule: str, prefix: int = 0
+        self,
+        examples: Sequence[Example],
+        spans: Sequence[Span],
+        rule: str,
+        prefix: int = 0,
+        groups: Sequence[int] = (),
     ) -> Batch:
         """Examples as one right-padded batch; `spans` are theirs, from `locate`.
 
-        The first `prefix` tokens are common to all, and so are the images if there are any.
+        The first `prefix` tokens are common to all examples of one of `groups` (a number for each
+        example), and so are the images if there are any.
         """
         rendered = [self.render(example) for example in examples]
         images = [self._images(example) for example in examples]
         if prefix:
             ids = [self._ids(*pair) for pair in zip(rendered, images, strict=True)]
             lengths = [len(line) for line in ids]
-            first = self._process([rendered[0].prompt], [rendered[0].answer], images[:1])
+            places = {group: groups.index(group) for group in groups}  # of the first of each
+            firsts = [rendered[place] for place in places.values()]
+            inputs = self._process(
+                [first.prompt for first in firsts],
+                [first.answer for first in firsts],
+                [images[place] for place in places.values()],
+            )
         else:
             prompts, answers = ([r[part] for r in rendered] for part in (0, 1))
             inputs = self._process(prompts, answers, images)
@@ -199,8 +211,10 @@ class AnswerEncoder:
         assert lengths == [span.total for span in spans], "spans of other examples"
         positions = [self.positions(*pair, rule) for pair in zip(ids, spans, strict=True)]
         if prefix:
-            assert all(line[:prefix] == ids[0][:prefix] for line in ids), "another prefix"
-            return batch_behind(first, prefix, ids, positions)
+            row_of = [[*places].index(group) for group in groups]
+            for group, line in zip(groups, ids, strict=True):
+                assert line[:prefix] == ids[places[group]][:prefix], "another prefix"
+            return batch_behind(inputs, row_of, prefix, ids, positions)
         return whole_batch(inputs, ids, positions, max(lengths) - 1)
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a forward pass is given: rows of tokens, and the prefix that they follow, if any."""
+"""What a forward pass is given: rows of tokens, and the prefixes that they follow, if any."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ PER_TOKEN = ("input_ids", "attention_mask", "cross_attention_mask")
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens and images with which every row of a batch begins, as a batch of one row."""
+    """Tokens and images with which the rows of a batch begin, as a batch of their own."""
 
     inputs: Inputs
+    """(prefix, token), all of one length: nothing is padded."""
     length: int
     """In tokens."""
+    row_of: Tensor
+    """(row,) the prefix that each row of the batch follows."""
 
     def to(self, device: torch.device) -> Prefix:
-        """The same prefix on another device."""
+        """The same prefixes on another device, the rows left where they are."""
         return replace(self, inputs=_moved(self.inputs, device))
 
 
@@ -48,12 +51,14 @@ class Batch:
         return self.inputs["input_ids"].numel()
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; its prefix stays where it is."""
+        """The same batch on another device; the inputs of its prefixes stay where they are."""
         return replace(
             self,
             inputs=_moved(self.inputs, device),
             rows=self.rows.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
+            prefix=self.prefix
+            and replace(self.prefix, row_of=self.prefix.row_of.to(device, non_blocking=True)),
         )
 
 
@@ -66,15 +71,18 @@ def whole_batch(inputs: Inputs, ids: Lines, positions: Lines, stop: int) -> Batc
     return _batch(_until(inputs, stop), ids, positions, None)
 
 
-def batch_behind(first: Inputs, length: int, ids: Lines, positions: Lines) -> Batch:
-    """Rows whose first `length` tokens are those of `first`, the inputs of one of them alone."""
+def batch_behind(
+    firsts: Inputs, row_of: Sequence[int], length: int, ids: Lines, positions: Lines
+) -> Batch:
+    """Rows whose first `length` tokens are those of the row `row_of` of `firsts`."""
     tails = [torch.tensor(line[length:-1]) for line in ids]
     mask = [torch.ones(len(line) - 1, dtype=torch.long) for line in ids]
     inputs = {
         "input_ids": pad_sequence(tails, batch_first=True),
         "attention_mask": pad_sequence(mask, batch_first=True),
     }
-    return _batch(inputs, ids, positions, Prefix(_until(first, length), length))
+    prefix = Prefix(_until(firsts, length), length, torch.tensor(row_of))
+    return _batch(inputs, ids, positions, prefix)
 
 
 def _batch(inputs: Inputs, ids: Lines, positions: Lines, prefix: Prefix | None) -> Batch:

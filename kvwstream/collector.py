@@ -82,7 +82,7 @@ def select_rows(hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) -> PrefixCache:
-    """Keys and values of a prefix in every layer up to the last site's MLP, where the pass ends.
+    """Keys and values of prefixes in every layer up to the last site's MLP, where the pass ends.
 
     Raises `ModelError` if a layer did not keep them.
     """
@@ -92,7 +92,7 @@ def run_prefix(model: PreTrainedModel, sites: Sequence[Site], prefix: Prefix) ->
 
     cache = PrefixCache()
     with (
-        cache.noting_positions(model),
+        cache.noting_positions(model, len(prefix.inputs["input_ids"])),
         suppress(_LastSiteSeenError),
         module_inputs(inward_projections(model, sites[-1]), stop),
     ):
@@ -115,7 +115,7 @@ def record_sums(
 
     Shape (moment, segment, vector). `segments` are the lengths of runs of positions, a run for each
     record (default: all positions are one record's; `batch.counts` for sums by example). `cache` is
-    `run_prefix` of the batch's prefix, if it has one; this pass leaves it as it is.
+    `run_prefix` of the batch's prefixes, if it has any; this pass leaves them as they are.
 
     Rows are selected first, then cast to float32, then summed. Raises `ModelError`
     if a site does not fire exactly once or does not see every position of the batch.
@@ -164,8 +164,9 @@ def record_sums(
     if batch.prefix:
         assert cache is not None, "a batch behind a prefix needs its keys and values"
         inputs |= {"past_key_values": cache, "use_cache": True}
-        count, tokens = batch.inputs["input_ids"].shape
-        positions = cache.positions_behind(count, tokens, model.device)
+        cache.follow(batch.prefix.row_of)
+        tokens = batch.inputs["input_ids"].shape[1]
+        positions = cache.positions_behind(batch.prefix.row_of, tokens)
         inputs |= {} if positions is None else {"position_ids": positions}
     with (
         suppress(_LastSiteSeenError),

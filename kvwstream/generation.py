@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from kvwstream.answers import AnswerEncoder
+from kvwstream.collector import module_inputs
 from kvwstream.examples import Example
 from kvwstream.models import LoadedModel, inference
 
@@ -70,10 +72,22 @@ def answer_batch(
         pad_token_id=encoder.tokenizer.pad_token_id,
     )
     inputs = {k: v.to(loaded.device) for k, v in encoder.prompts(examples).items()}
-    with inference(loaded.model), _generation_by(loaded.model, greedy):
+    with (
+        inference(loaded.model),
+        _generation_by(loaded.model, greedy),
+        module_inputs([loaded.model.get_output_embeddings()], _made_whole),
+    ):
         tokens = loaded.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     responses: list[str] = encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return responses
+
+
+def _made_whole(number: int, hidden: Tensor) -> Tensor:
+    """The last position is a strided slice of a prompt's rows.
+
+    A CPU multiplies such a slice with a copy of the vocabulary matrix for each row.
+    """
+    return hidden.contiguous()
 
 
 @contextmanager

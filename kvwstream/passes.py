@@ -1,8 +1,9 @@
 """What runs together: the order of the examples and the forward passes that hold them.
 
 A forward pass holds as many records as fit. Examples that begin alike run behind one prefix, whose
-keys and values are computed once; what is left goes by length, so that little is padded. The plan
-freezes the result before anything runs, so it has no part in what workers decide.
+keys and values are computed once; groups whose prefixes are about as long run together; what is
+left goes by length, so that little is padded. The plan freezes the result before anything runs, so
+it has no part in what workers decide.
 
 Two levels keep the first records of a collection a random sample. Examples that are about the same
 thing (same images, or more than half of their tokens in common) are a *cluster* and stay together;
@@ -69,9 +70,10 @@ class Arrangement:
     forward: Int64
     """Number of the forward pass that the example's record is in."""
     group: Int64
-    """Number of the group. Passes of one group follow each other and have the same prefix."""
+    """Number of the group: begins with the same tokens, which run once. Either one group has several
+    passes, or whole groups have one."""
     prefix: Int64
-    """Tokens that the pass takes from the prefix."""
+    """Tokens that the pass takes from the prefixes, which are equally long there."""
 
     @property
     def columns(self) -> tuple[Int64, Int64, Int64, Int64]:
@@ -96,8 +98,9 @@ def arrange(
 ) -> Arrangement:
     """Arrange examples that come in the order of the seed.
 
-    A pass holds at most `pass_tokens` positions behind its prefix, padding included; a record that
-    is longer has a pass of its own. Without `sharing` no prefix is cut off.
+    A pass holds at most `pass_tokens` positions behind its prefixes, padding included; a record that
+    is longer has a pass of its own. So do prefixes that run together. Without `sharing` no prefix is
+    cut off.
     """
     line, cluster = [], []
     # The member that sorts first stands for its cluster. The one that the seed draws first would
@@ -111,7 +114,8 @@ def arrange(
     for start in range(0, len(line), part_size * batch_size):
         part = range(start, min(start + part_size * batch_size, len(line)))
         groups = _groups([readings[line[place]] for place in part], sharing=sharing)
-        for members, prefix in groups:
+        # Like prefixes next to each other; what stays alone has none and is last.
+        for members, prefix in sorted(groups, key=lambda found: found[1] or np.inf):
             order += [part[member] for member in members]
             group += [group[-1] + 1 if group else 0] * len(members)
             prefixes += [prefix] * len(members)
@@ -203,7 +207,7 @@ def _passes(
 ) -> tuple[Int64, Int64, Int64]:
     """Number of the pass, of its group, and its prefix, for each example of a line of records.
 
-    The cheapest cut of each part into runs of records with one prefix, by dynamic programming.
+    The cheapest cut of each part into runs of records, by dynamic programming.
     """
     forward, group, prefix = np.zeros((3, len(readings)), np.int64)
     count = 0
@@ -213,9 +217,10 @@ def _passes(
         bounds = [*range(first, last, batch_size), last]
         records = [_Record.of(readings, groups, prefixes, *pair) for pair in pairwise(bounds)]
         for run in _cut(records, pass_tokens):
-            span = slice(bounds[run.start], bounds[run.stop])
-            record = records[run.start]
-            forward[span], group[span], prefix[span] = count, record.group, record.prefix
+            shortest = min(records[number].prefix for number in run)
+            for number in run:
+                span = slice(bounds[number], bounds[number + 1])
+                forward[span], group[span], prefix[span] = count, records[number].group, shortest
             count += 1
     return forward, group, prefix
 
@@ -226,6 +231,7 @@ class _Record(NamedTuple):
     group: int
     prefix: int
     """0 where its examples are of several groups."""
+    bare: int
 
     @classmethod
     def of(
@@ -238,25 +244,44 @@ class _Record(NamedTuple):
     ) -> _Record:
         longest = max(len(reading.tokens) for reading in readings[start:stop])
         one = groups[start] == groups[stop - 1]
-        return cls(stop - start, longest, groups[start], prefixes[start] if one else 0)
+        bare = max(reading.bare for reading in readings[start:stop])
+        return cls(stop - start, longest, groups[start], prefixes[start] if one else 0, bare)
+
+    def can_join(self, other: _Record) -> bool:
+        """Whether their groups can have a pass in common, as far as the kind of input goes."""
+        return bool(self.prefix and other.prefix) and (self.bare > 0) == (other.bare > 0)
 
 
 def _cut(records: Sequence[_Record], pass_tokens: int) -> list[range]:
-    """Runs of records, in order."""
+    """Runs of records, in order: of one group, or of whole groups behind the shortest prefix."""
+    units = [(record.group, record.prefix) for record in records]
+    opens = [number == 0 or units[number - 1] != unit for number, unit in enumerate(units)]
     best = [0.0, *[np.inf] * len(records)]
     begins = [0] * len(records)
     for end in range(len(records)):
-        rows = longest = 0
+        is_whole = end + 1 == len(records) or opens[end + 1]
+        rows = longest = bare = 0
+        prefix, groups = records[end].prefix, 1
         for start in range(end, max(-1, end - MOST_RECORDS), -1):
             record = records[start]
-            if (record.group, record.prefix) != (records[end].group, records[end].prefix):
-                break
+            if start < end and opens[start + 1]:
+                if not (is_whole and record.can_join(records[end])):
+                    break
+                groups += 1
             rows, longest = rows + record.rows, max(longest, record.longest)
-            tokens = rows * (longest - record.prefix)
-            if tokens > pass_tokens and start < end:
+            prefix, bare = min(prefix, record.prefix), max(bare, record.bare)
+            tails, heads = rows * (longest - prefix), groups * prefix
+            if start < end and tails > pass_tokens:
                 break
-            if best[start] + PASS_COST + tokens < best[end + 1]:
-                best[end + 1], begins[end] = best[start] + PASS_COST + tokens, start
+            if groups > 1 and (heads > pass_tokens or prefix < bare):
+                break
+            cost = best[start] + PASS_COST + tails
+            if opens[start]:  # else the group's last pass left its prefix
+                cost += PASS_COST + heads if prefix else 0
+            elif groups > 1:
+                continue
+            if cost < best[end + 1]:
+                best[end + 1], begins[end] = cost, start
     runs, end = [], len(records)
     while end:
         runs.append(range(begins[end - 1], end))

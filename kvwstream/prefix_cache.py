@@ -1,4 +1,4 @@
-"""The keys and values of a prefix, computed once and read by every row behind it.
+"""The keys and values of prefixes, computed once and read by every row behind them.
 
 Examples that begin with the same tokens and images have the same keys and values there, in a
 decoder that looks back only. A pass over the rows behind reads them and keeps nothing of its own.
@@ -23,9 +23,11 @@ class _PrefixLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer: takes keys and values in once, then shows them before those of every pass."""
 
     is_sliding = False
+    row_of: Tensor | None = None
+    """(row,) the prefix that each row of the pass follows."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """The first pass over the layer is the prefix's."""
+        """The first pass over the layer is the prefixes'."""
         self.keys, self.values, self.is_initialized = key_states, value_states, True
 
     def update(
@@ -35,10 +37,14 @@ class _PrefixLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
-        return _behind(self.keys, key_states), _behind(self.values, value_states)
+        assert self.row_of is not None
+        return (
+            _behind(self.keys, key_states, self.row_of),
+            _behind(self.values, value_states, self.row_of),
+        )
 
     def get_seq_length(self) -> int:
-        """Tokens of the prefix."""
+        """Tokens of a prefix."""
         return 0 if self.keys is None else int(self.keys.shape[-2])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -50,25 +56,37 @@ class _PrefixLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _behind(prefix: Tensor | None, new: Tensor) -> Tensor:
-    assert prefix is not None
-    return torch.cat([prefix.expand(new.shape[0], -1, -1, -1), new], dim=-2)
+def _behind(prefixes: Tensor | None, new: Tensor, row_of: Tensor) -> Tensor:
+    assert prefixes is not None
+    if len(prefixes) == 1:
+        before = prefixes.expand(new.shape[0], -1, -1, -1)
+    else:
+        before = prefixes.index_select(0, row_of.to(prefixes.device, non_blocking=True))
+    return torch.cat([before, new], dim=-2)
 
 
 class PrefixCache(Cache):  # type: ignore[misc]
-    """What a model's forward takes as `past_key_values`, for the prefix and for what is behind."""
+    """What a model's forward takes as `past_key_values`, for prefixes and for what is behind.
+
+    Prefixes are rows of one pass, equally long, so that nothing is padded between them and tails.
+    """
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=_PrefixLayer)
-        self._rope_delta: int | None = None
+        self._rope_deltas: Tensor | None = None
+
+    def follow(self, row_of: Tensor) -> None:
+        """What comes next: rows, each behind one of the prefixes, by its place."""
+        for layer in self.layers:
+            layer.row_of = row_of
 
     @contextmanager
-    def noting_positions(self, model: PreTrainedModel) -> Iterator[None]:
-        """While the prefix runs: keep by how much images hold its positions back.
+    def noting_positions(self, model: PreTrainedModel, num_prefixes: int) -> Iterator[None]:
+        """While the prefixes run: keep by how much images hold their positions back.
 
         Rotary positions with three axes advance by less than an image's tokens. The model keeps the
         difference in `rope_deltas`, for the last input with images, whatever runs next; so it is
-        cleared before the prefix and read right behind it.
+        cleared before the prefixes and read right behind them.
         """
         inner = getattr(model, "model", model)
         if not hasattr(inner, "rope_deltas"):
@@ -77,18 +95,20 @@ class PrefixCache(Cache):  # type: ignore[misc]
         inner.rope_deltas = None
         yield
         found = inner.rope_deltas
-        self._rope_delta = 0 if found is None else int(found.reshape(-1)[0])
+        if found is None:
+            found = torch.zeros(num_prefixes, dtype=torch.long, device=model.device)
+        self._rope_deltas = found.reshape(-1)
 
-    def positions_behind(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
+    def positions_behind(self, row_of: Tensor, tokens: int) -> Tensor | None:
         """Position ids (3, row, token) behind the prefix where rotary positions have three axes.
 
         Such a model takes the mask of prefix and tail for that of the tail alone, so the positions
         are given. None for every other model, which counts on by itself.
         """
-        if self._rope_delta is None:
+        if self._rope_deltas is None:
             return None
-        start = self.get_seq_length() + self._rope_delta
-        return torch.arange(start, start + tokens, device=device).expand(3, rows, -1)
+        starts = self.get_seq_length() + self._rope_deltas[row_of]
+        return (starts[:, None] + torch.arange(tokens, device=starts.device)).expand(3, -1, -1)
 
 
 def why_not_shared(config: PretrainedConfig, *, takes_suffix: bool) -> str | None:

@@ -73,11 +73,19 @@ class Rule:
         """Whether a weaker gamma is to be tried: too little stays, or enough is forgotten."""
         return not self.allows(scores) or scores.forget <= (self.oracle_forget or 0.0)
 
+    def rank(self, scores: Scores) -> tuple[bool, float, float]:
+        """Sorts scores, the best first: what is allowed by distance, then by what it keeps.
+
+        What is not allowed comes behind, what keeps most before the rest.
+        """
+        if self.allows(scores):
+            return False, self.distance(scores), -scores.retain
+        return True, -scores.retain, 0.0
+
     def best(self, trials: Iterable[Trial]) -> Trial | None:
-        """The allowed trial that is nearest, then keeps most, then came first; None of none."""
+        """The allowed trial that ranks first and came first; None of none."""
         allowed = [trial for trial in trials if self.allows(trial.scores)]
-        nearest = lambda trial: (self.distance(trial.scores), -trial.scores.retain)  # noqa: E731
-        return min(allowed, key=nearest, default=None)
+        return min(allowed, key=lambda trial: self.rank(trial.scores), default=None)
 
     def loss(self, trials: Sequence[Trial]) -> float:
         """What a search minimises: the distance of the best, and how far from allowed if none is.

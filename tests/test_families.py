@@ -143,6 +143,30 @@ def test_sums_behind_shared_beginnings_are_those_alone(case: Case):
                     assert np.abs(row - sums).max() <= 1e-5 * sums.max(), prepared.names(record)
 
 
+def test_small_groups_run_together(case: Case):
+    """Three questions about each of four beginnings, pictures where the model takes any."""
+    rows = []
+    for number in range(4):
+        for thing in THINGS[:3]:
+            row = question(f"{thing} of {COLOURS[number]}", "green")
+            row["question"] = f"{COLOURS[number]}: {BEGINNING}{row['question']}"
+            rows.append({**row, "images": [f"{number}.png"]} if case.family.multimodal else row)
+    examples = read_examples(str(write_rows(case.folder / "groups.jsonl", rows)))
+    prepared = prepare(str(case.model), examples)
+    part = prepared.plan.part(0)
+    if prepared.why_not_shared is None:
+        (run,) = prepared.passes(part)
+        assert run.prefix and len(set(run.groups)) == 4
+    loaded = load_model(case.model)
+    with inference(loaded.model):
+        found = Measurer(loaded, prepared).part(part).sums["abs"]
+        for record, row in enumerate(found):
+            sums = record_sums(
+                loaded.model, prepared.sites, prepared.record_batch(record), ("abs",)
+            )[0, 0].numpy()
+            assert np.abs(row - sums).max() <= 1e-5 * sums.max(), prepared.names(record)
+
+
 def in_turn(case: Case, examples: list[Any], first: str) -> Preparation:
     """Examples in parts of one kind, `first` before the other where the model tells them apart."""
     for seed in range(32):

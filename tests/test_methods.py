@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.methods import ga, gd, gradient, kl, kvw, manu, mmu, npo, oracle
-from benchmarks.methods.search import RUNGS, Point, Rule, Score, search
+from benchmarks.methods.search import RUNGS, Point, search
 from benchmarks.methods.training import (
     Pairs,
     Settings,
@@ -32,6 +32,7 @@ from kvwstream.examples import Example
 from kvwstream.models import LoadedModel, load_model
 from kvwstream.plan import Site
 from kvwstream.readers import read_examples
+from kvwstream.search import Rule, Scores
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
@@ -343,40 +344,23 @@ def test_manu_prunes_the_best_scored_share_within_the_layers(seed: int, share: f
         assert scores[pruned].min() >= scores[rest].max()
 
 
-share = st.integers(0, 20).map(lambda right: right / 20)
-score = st.builds(Score, share, share)
-
-
-@given(st.lists(score, min_size=1, max_size=8), score, share)
-def test_rule_takes_the_closest_to_the_oracle_that_keeps_enough(
-    scores: list[Score], vanilla: Score, target: float
-) -> None:
-    rule = Rule(vanilla, target)
-    best = scores[rule.best(scores)]
-    enough = [s for s in scores if s.retain >= 0.95 * vanilla.retain]
-    if enough:
-        assert abs(best.forget - target) == min(abs(s.forget - target) for s in enough)
-    else:
-        assert best.retain == max(s.retain for s in scores)
-
-
 @given(st.integers(1, RUNGS), st.integers(1, RUNGS), st.integers(1, 8))
 def test_search_finds_the_strongest_that_keeps_enough(
     damage_at: int, forgets_at: int, budget: int
 ) -> None:
     """Retain falls from `damage_at` on, forget reaches nothing at `forgets_at`."""
 
-    def measure(point: Point) -> Score:
+    def measure(point: Point) -> Scores:
         damaged = point.rung >= damage_at
         forget = max(0.0, 1 - point.rung / forgets_at)
-        return Score(forget, 0.5 if damaged else 1.0)
+        return Scores(forget, 0.5 if damaged else 1.0)
 
-    rule = Rule(Score(1.0, 1.0))
+    rule = Rule(1.0)
     tried = search(measure, rule, budget, num_seconds=1)
     assert len(tried) <= budget
     assert len({point for point, _ in tried}) == len(tried)
     if budget >= 4 and damage_at > 1:
-        best = tried[rule.best([s for _, s in tried])][1]
+        best = min((scores for _, scores in tried), key=rule.rank)
         wanted = max(0.0, 1 - (damage_at - 1) / forgets_at)
         assert best.forget == pytest.approx(wanted)
 
@@ -384,10 +368,10 @@ def test_search_finds_the_strongest_that_keeps_enough(
 def test_what_is_left_of_the_budget_tries_the_second_setting() -> None:
     seen: list[Point] = []
 
-    def measure(point: Point) -> Score:
+    def measure(point: Point) -> Scores:
         seen.append(point)
-        return Score(0.5, 0.99)
+        return Scores(0.5, 0.99)
 
-    search(measure, Rule(Score(1.0, 1.0)), 5, num_seconds=3)
+    search(measure, Rule(1.0), 5, num_seconds=3)
     assert [point.second for point in seen] == [0, 0, 0, 0, 1]
     assert [point.rung for point in seen[:4]] == [8, 12, 14, 15]

@@ -41,6 +41,10 @@ def test_the_best_keeps_enough_and_no_other_that_does_is_nearer(trials, vanilla,
         assert abs(best.scores.forget - wanted) == nearest
         equal = [t for t in allowed if abs(t.scores.forget - wanted) == nearest]
         assert best.scores.retain == max(t.scores.retain for t in equal)
+        assert best == min(trials, key=lambda trial: rule.rank(trial.scores))
+    elif trials:
+        first = min(trials, key=lambda trial: rule.rank(trial.scores))
+        assert first.scores.retain == max(t.scores.retain for t in trials)
 
 
 def test_the_rule_by_hand():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import MistralConfig
 
+from kvwstream import prefix_cache
 from kvwstream.collector import record_sums
 from kvwstream.errors import ModelError, NumericalError
 from kvwstream.models import inference, load_model
@@ -102,9 +103,10 @@ def test_no_sharing_is_another_plan_with_the_same_sums(model, facts):
 
 def test_a_model_for_which_a_prefix_means_something_else_is_refused(model, facts, monkeypatch):
     """As a mask would do that looks at the tail alone."""
-    monkeypatch.setattr("kvwstream.prefix_cache._behind", lambda prefix, new: torch.cat(
-        [0 * prefix.expand(len(new), -1, -1, -1), new], dim=-2
-    ))  # fmt: skip
+    real = prefix_cache._behind
+    monkeypatch.setattr(
+        prefix_cache, "_behind", lambda prefixes, new, row_of: real(0 * prefixes, new, row_of)
+    )
     prepared = prepare(str(model), read_examples(str(facts)))
     loaded = load_model(model)
     with inference(loaded.model), pytest.raises(ModelError, match="--no-sharing"):

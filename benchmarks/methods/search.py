@@ -9,44 +9,13 @@ retain data better, so that some learning rates are taken far apart, then the be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+
+from kvwstream.search import Rule, Scores
 
 RUNGS = 15
 """Strengths 1 to 15; 0 is the vanilla model. Four bisections find one."""
-KEEP = 0.95
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracies on one fold."""
-
-    forget: float
-    retain: float
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is wanted: the vanilla retain score to keep, the forget score to come close to."""
-
-    vanilla: Score
-    oracle: float = 0.0
-    keep: float = KEEP
-
-    def allows(self, score: Score) -> bool:
-        """Whether enough is retained."""
-        return score.retain >= self.keep * self.vanilla.retain - 1e-9
-
-    def distance(self, score: Score) -> float:
-        """From the oracle's forget score; without an oracle that is 0: forget everything."""
-        return abs(score.forget - self.oracle)
-
-    def best(self, scores: Sequence[Score]) -> int:
-        """Index of the winner; where nothing is allowed, of what retains most."""
-        allowed = [i for i, score in enumerate(scores) if self.allows(score)]
-        if not allowed:
-            return max(range(len(scores)), key=lambda i: scores[i].retain)
-        return min(allowed, key=lambda i: (self.distance(scores[i]), -scores[i].retain))
 
 
 @dataclass(frozen=True)
@@ -62,13 +31,13 @@ FIRST = (Point(4), Point(8), Point(8, 1), Point(11, 1))
 
 
 def search(
-    measure: Callable[[Point], Score],
+    measure: Callable[[Point], Scores],
     rule: Rule,
     budget: int,
     num_seconds: int,
     *,
     monotone: bool = True,
-) -> list[tuple[Point, Score]]:
+) -> list[tuple[Point, Scores]]:
     """At most `budget` trials, in the order they were made.
 
     `monotone` strengths are bisected; a trial that is allowed and reaches the oracle's forget score
@@ -86,7 +55,7 @@ def search(
     return tried
 
 
-Tried = list[tuple[Point, Score]]
+Tried = list[tuple[Point, Scores]]
 Plan = Generator[Point, Tried]
 """Yields what to try next, and is sent everything that was tried."""
 
@@ -99,11 +68,10 @@ def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
             break
         middle = (low + high) // 2
         tried = yield Point(middle)
-        score = tried[-1][1]
-        if rule.allows(score) and score.forget > rule.oracle:
-            low = middle
-        else:
+        if rule.too_strong(tried[-1][1]):
             high = middle
+        else:
+            low = middle
         best = _best(tried, rule).rung
     for second in range(1, num_seconds):
         # Second settings are usual, mild, strong; a mild one bears a higher rung.
@@ -124,9 +92,9 @@ def _spread(rule: Rule, num_seconds: int) -> Plan:
 
 
 def _best(tried: Tried, rule: Rule) -> Point:
-    return tried[rule.best([score for _, score in tried])][0]
+    return min(tried, key=lambda trial: rule.rank(trial[1]))[0]
 
 
-def _done(tried: Sequence[tuple[Point, Score]], rule: Rule) -> bool:
+def _done(tried: Tried, rule: Rule) -> bool:
     """Nothing can be better than the oracle's own score with everything retained."""
-    return any(rule.distance(s) == 0 and s.retain >= rule.vanilla.retain for _, s in tried)
+    return any(rule.distance(s) == 0 and s.retain >= rule.vanilla_retain for _, s in tried)

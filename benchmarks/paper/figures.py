@@ -11,9 +11,9 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.methods.search import KEEP
 from benchmarks.paper.results import Results, Values
 from benchmarks.paper.runs import RANKED, RANKS
+from kvwstream.search import KEEP
 
 # The same data give the same file: no date, no random identifiers, text as text.
 plt.rcParams.update({"svg.hashsalt": "kvwstream", "svg.fonttype": "none", "font.size": 9})

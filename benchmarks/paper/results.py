@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.methods import gradient
-from benchmarks.methods.search import Point, Rule, Score, search
+from benchmarks.methods.search import Point, search
+from kvwstream.search import Rule, Scores
 
 Values = dict[str, Any]
 TRAINING: tuple[Values, ...] = ({"weight": 1.0}, {"weight": 2.0, "steps": 30}, {"weight": 0.7})
@@ -44,7 +45,7 @@ def num_seconds(method: str) -> int:
     return 1 if method == "GA" or method in ABLATION else 3
 
 
-def run_search(measure: Callable[[Point], Score], rule: Rule, method: str, budget: int) -> None:
+def run_search(measure: Callable[[Point], Scores], rule: Rule, method: str, budget: int) -> None:
     """A method's search."""
     monotone = method not in gradient.METHODS
     search(measure, rule, budget, num_seconds(method), monotone=monotone)
@@ -76,10 +77,10 @@ class Log:
         draft.replace(self.path)
 
 
-def score_of(trial: Values, fold: int) -> Score:
+def score_of(trial: Values, fold: int) -> Scores:
     """What a trial scored: forget on one fold, retain on all, as in CLEAR's published folds."""
     retain = fmean(trial["scores"][f"retain_{either}"] for either in (1, 2))
-    return Score(trial["scores"][f"forget_{fold}"], retain)
+    return Scores(trial["scores"][f"forget_{fold}"], retain)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Results:
         vanilla, oracle = self.find("vanilla", {}), self.find("oracle", {})
         if vanilla is None:
             raise LookupError("the vanilla model was not measured yet")
-        target = oracle["scores"][f"forget_{fold}"] if oracle else 0.0
-        return Rule(score_of(vanilla, fold), target)
+        target = oracle["scores"][f"forget_{fold}"] if oracle else None
+        return Rule(score_of(vanilla, fold).retain, oracle_forget=target)
 
     def searched(self, method: str, fold: int, budget: int) -> list[Values]:
         """The trials of a fold's search in its order, as far as they are finished.
@@ -124,7 +125,7 @@ class Results:
     def _search(self, method: str, fold: int, budget: int) -> tuple[list[Values], bool]:
         used: list[Values] = []
 
-        def look_up(point: Point) -> Score:
+        def look_up(point: Point) -> Scores:
             trial = self.find(method, settings_at(method, point))
             if trial is None:
                 raise LookupError(f"{method} at {point} is still to be tried")
@@ -143,4 +144,5 @@ class Results:
         trials = self.searched(method, fold, budget)
         if not trials:
             return None
-        return trials[self.rule(fold).best([score_of(trial, fold) for trial in trials])]
+        rule = self.rule(fold)
+        return min(trials, key=lambda trial: rule.rank(score_of(trial, fold)))

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.methods.search import Rule
 from benchmarks.paper.results import ABLATION, METHODS, Results, Values, score_of
+from kvwstream.search import Rule
 
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.methods import gradient, kvw, manu
-from benchmarks.methods.search import Point, Score
+from benchmarks.methods.search import Point
 from benchmarks.methods.training import Settings, draw_pairs
 from benchmarks.paper.cases import FOLDS, Answered, Case, load
 from benchmarks.paper.results import (
@@ -32,6 +32,7 @@ from benchmarks.paper.results import (
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.coefficients import Float64
 from kvwstream.gates import gated
+from kvwstream.search import Scores
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
@@ -174,7 +175,7 @@ class Bench:
         """The search of every fold; trials that both need are made once."""
         for fold in FOLDS:
 
-            def measure(point: Point, fold: int = fold) -> Score:
+            def measure(point: Point, fold: int = fold) -> Scores:
                 return score_of(self.trial(method, settings_at(method, point)), fold)
 
             run_search(measure, self.results.rule(fold), method, budget)

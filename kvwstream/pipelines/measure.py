@@ -48,11 +48,11 @@ class _Launched(NamedTuple):
 
 
 class Measurer:
-    """A loaded model that measures parts; keeps the last prefix's keys and values."""
+    """A loaded model that measures parts; keeps the last prefixes' keys and values."""
 
     def __init__(self, loaded: LoadedModel, prepared: Preparation) -> None:
         self.loaded, self.prepared = loaded, prepared
-        self._last: tuple[int, PrefixCache] | None = None
+        self._last: tuple[set[int], PrefixCache] | None = None
         self._believed = False
 
     def part(
@@ -107,7 +107,7 @@ class Measurer:
         return PartData(part, sums, counts)
 
     def _launch(self, run: Pass, replay: Weakening | None) -> _Launched:
-        batch = self.prepared.batch(run.examples, run.prefix).to(self.loaded.device)
+        batch = self.prepared.batch(run).to(self.loaded.device)
         sums = self._sums(run, batch, self.prepared.segments(run), replay)
         return _Launched(run, batch, Fetched(sums))
 
@@ -120,25 +120,28 @@ class Measurer:
             batch,
             self.prepared.plan.moments,
             segments,
-            cache=self._behind(run.group, batch.prefix) if batch.prefix else None,
+            cache=self._behind(set(run.groups), batch.prefix) if batch.prefix else None,
             change=replay.weakened.change if replay else None,
         )
 
-    def _behind(self, group: int, prefix: Prefix) -> PrefixCache:
-        """Keys and values of a group's prefix, still there if the last pass was of it, too."""
-        if self._last is None or self._last[0] != group:
+    def _behind(self, groups: set[int], prefix: Prefix) -> PrefixCache:
+        """Keys and values of prefixes, still there if the last pass was of their group, too."""
+        if self._last is None or self._last[0] != groups:
             self._last = None  # frees its memory before the next takes some
             moved = prefix.to(self.loaded.device)
-            self._last = group, run_prefix(self.loaded.model, self.prepared.sites, moved)
+            self._last = groups, run_prefix(self.loaded.model, self.prepared.sites, moved)
         return self._last[1]
 
     def _compare(self, run: Pass, values: Float32) -> None:
-        """Measure the first record of a pass alone: does the model mean the same by a prefix?"""
-        record, plan = run.records.start, self.prepared.plan
+        """Measure the last record of a pass alone: does the model mean the same by a prefix?
+
+        It is behind the last of the prefixes: the first one's would show less.
+        """
+        record, plan = run.records[-1], self.prepared.plan
         batch = self.prepared.record_batch(record).to(self.loaded.device)
         alone = record_sums(self.loaded.model, self.prepared.sites, batch, plan.moments)
         expected = alone[:, 0].cpu().numpy()
-        off = float(np.abs(values[:, 0] - expected).max() / np.abs(expected).max())
+        off = float(np.abs(values[:, -1] - expected).max() / np.abs(expected).max())
         if not off <= TOLERANCE[plan.dtype]:
             raise ModelError(
                 f"example {self.prepared.names(record)[0]!r}: behind a shared prefix its sums are "

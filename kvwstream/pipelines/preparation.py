@@ -18,14 +18,14 @@ from kvwstream.stores.tables import ExampleTable
 
 
 class Pass(NamedTuple):
-    """A forward pass: consecutive records of a part, and the prefix that they share."""
+    """A forward pass: consecutive records of a part, and the prefixes that they share."""
 
     records: range
     examples: range
-    group: int
-    """Passes of one group have the same prefix."""
+    groups: list[int]
+    """(example,) examples of one group have the same prefix."""
     prefix: int
-    """In tokens; 0 without."""
+    """Its length in tokens; 0 without."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,28 @@ class Preparation:
 
         for _, run in groupby(range(part.start, part.stop), key=number):
             records = list(run)
-            examples = [plan.examples_of(record) for record in (records[0], records[-1])]
+            first, last = plan.examples_of(records[0]), plan.examples_of(records[-1])
             yield Pass(
                 range(records[0], records[-1] + 1),
-                range(examples[0].start, examples[1].stop),
-                int(table.group[examples[0].start]),
-                int(table.prefix[examples[0].start]),
+                range(first.start, last.stop),
+                table.group[first.start : last.stop].tolist(),
+                int(table.prefix[first.start]),
             )
 
-    def batch(self, examples: Sequence[int], prefix: int = 0) -> Batch:
-        """Examples, by place in plan order, as the model's input."""
-        spans = [self.span(index) for index in examples]
-        chosen = [self.examples[index] for index in examples]
-        return self.encoder.batch(chosen, spans, self.plan.tokens, prefix)
+    def batch(self, run: Pass) -> Batch:
+        """The model's input in a pass."""
+        return self._batch(run.examples, run.prefix, run.groups)
 
     def record_batch(self, record: int) -> Batch:
         """A record alone, whole."""
-        return self.batch(self.plan.examples_of(record))
+        return self._batch(self.plan.examples_of(record))
+
+    def _batch(
+        self, places: Sequence[int], prefix: int = 0, groups: Sequence[int] = ()
+    ) -> Batch:
+        spans = [self.span(place) for place in places]
+        chosen = [self.examples[place] for place in places]
+        return self.encoder.batch(chosen, spans, self.plan.tokens, prefix, groups)
 
     def segments(self, run: Pass) -> list[int]:
         """Positions that count, for each record of a pass."""

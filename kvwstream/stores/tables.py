@@ -48,7 +48,7 @@ class ExampleTable:
     forward: Int64
     """(example,) number of the forward pass."""
     group: Int64
-    """(example,) number of the group: passes of a group have the same prefix."""
+    """(example,) number of the group: it begins with the same tokens, which run once."""
     prefix: Int64
     """(example,) tokens that the pass takes from a shared prefix."""
 
@@ -127,7 +127,7 @@ def positions_run(examples: ExampleTable) -> int:
     starts = np.flatnonzero(np.diff(examples.forward, prepend=-1))
     lengths = examples.num_tokens - 1  # the last token predicts nothing
     rows = np.diff([*starts, len(lengths)])
-    prefixes, groups = examples.prefix[starts], examples.group[starts]
-    tails = np.maximum.reduceat(lengths, starts) - prefixes
-    anew = (np.diff(groups, prepend=-1) != 0) | (np.diff(prefixes, prepend=0) != 0)
-    return int((rows * tails).sum() + prefixes[anew].sum())
+    tails = np.maximum.reduceat(lengths, starts) - examples.prefix[starts]
+    group, prefix = examples.group, examples.prefix
+    anew = (np.diff(group, prepend=-1) != 0) | (np.diff(prefix, prepend=0) != 0)
+    return int((rows * tails).sum() + prefix[anew].sum())
