@@ -70,8 +70,8 @@ class Arrangement:
     forward: Int64
     """Number of the forward pass that the example's record is in."""
     group: Int64
-    """Number of the group: begins with the same tokens, which run once. Either one group has several
-    passes, or whole groups have one."""
+    """Number of the group: begins with the same tokens, which run once. Either a group has passes
+    of its own, or it is one of several that have a pass together."""
     prefix: Int64
     """Tokens that the pass takes from the prefixes, which are equally long there."""
 
@@ -98,9 +98,9 @@ def arrange(
 ) -> Arrangement:
     """Arrange examples that come in the order of the seed.
 
-    A pass holds at most `pass_tokens` positions behind its prefixes, padding included; a record that
-    is longer has a pass of its own. So do prefixes that run together. Without `sharing` no prefix is
-    cut off.
+    A pass holds at most `pass_tokens` positions behind its prefixes, padding included; a record
+    that is longer has a pass of its own. Prefixes that run together hold as many at most. Without
+    `sharing` no prefix is cut off.
     """
     line, cluster = [], []
     # The member that sorts first stands for its cluster. The one that the seed draws first would

@@ -107,8 +107,9 @@ class PrefixCache(Cache):  # type: ignore[misc]
         """
         if self._rope_deltas is None:
             return None
-        starts = self.get_seq_length() + self._rope_deltas[row_of]
-        return (starts[:, None] + torch.arange(tokens, device=starts.device)).expand(3, -1, -1)
+        starts: Tensor = self.get_seq_length() + self._rope_deltas[row_of]
+        line = torch.arange(tokens, device=starts.device)
+        return (starts[:, None] + line).expand(3, -1, -1)
 
 
 def why_not_shared(config: PretrainedConfig, *, takes_suffix: bool) -> str | None:

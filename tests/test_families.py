@@ -156,7 +156,8 @@ def test_small_groups_run_together(case: Case):
     part = prepared.plan.part(0)
     if prepared.why_not_shared is None:
         (run,) = prepared.passes(part)
-        assert run.prefix and len(set(run.groups)) == 4
+        assert run.prefix
+        assert len(set(run.groups)) == 4
     loaded = load_model(case.model)
     with inference(loaded.model):
         found = Measurer(loaded, prepared).part(part).sums["abs"]

@@ -79,9 +79,7 @@ class Preparation:
         """A record alone, whole."""
         return self._batch(self.plan.examples_of(record))
 
-    def _batch(
-        self, places: Sequence[int], prefix: int = 0, groups: Sequence[int] = ()
-    ) -> Batch:
+    def _batch(self, places: Sequence[int], prefix: int = 0, groups: Sequence[int] = ()) -> Batch:
         spans = [self.span(place) for place in places]
         chosen = [self.examples[place] for place in places]
         return self.encoder.batch(chosen, spans, self.plan.tokens, prefix, groups)
