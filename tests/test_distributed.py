@@ -29,7 +29,8 @@ from kvwstream.pipelines.audit import audit
 from kvwstream.pipelines.cluster import Cluster
 from kvwstream.pipelines.collect import ALL, Share, collect
 from kvwstream.pipelines.prepare import Preparation, default_threads, prepare
-from kvwstream.pipelines.worker import Job, Receipt, run_part
+from kvwstream.pipelines.task import Report, report_seals, run_part
+from kvwstream.pipelines.worker import Job, Receipt
 from kvwstream.progress import Silent
 from kvwstream.readers import Source
 from kvwstream.stores.collected import read_plan
@@ -40,6 +41,7 @@ from tests.worker_faults import (
     COLLECT_PART,
     ENVIRONMENT_OF,
     LOAD_MODEL,
+    SEAL_PART,
     Patch,
     changing,
     failing,
@@ -262,11 +264,13 @@ def test_two_workers_on_one_part_at_the_same_time(work, client, tmp_path):
     job, addresses = work.job(store), list(client.scheduler_info()["workers"])
     calls = Patch(COLLECT_PART, meeting(log, 2)), Patch(COLLECT_PART, logging(log))
     with patched(client, *calls):
-        both = [client.submit(run_part, job, 1, workers=[to], pure=False) for to in addresses]
+        both = [client.submit(run_part, job, 1, "r", workers=[to], pure=False) for to in addresses]
         wait_for(lambda: 1 in seals(store))
         first = seals(store)
-        receipts = client.gather(both)
-    assert all(isinstance(receipt, Receipt) for receipt in receipts)
+        assert client.gather(both) == [Report(address, []) for address in addresses]
+        told = [client.submit(report_seals, "r", workers=[to], pure=False) for to in addresses]
+        reports = client.gather(told)
+    assert [report.settled for report in reports] == 2 * [[Receipt(1, PART_SIZE, 54)]]
     ran = [line.split() for line in log.read_text().splitlines()]
     assert len({process for process, _ in ran}) == 2
     assert [part for _, part in ran] == ["1", "1"]
@@ -290,8 +294,9 @@ def test_two_runs_at_once_on_one_cluster(work, client, scheduler, tmp_path):
 def test_nothing_large_passes_through_the_scheduler(work, tmp_path):
     """A task and its receipt are as small for any model."""
     job = work.job(tmp_path / "s.zarr")
-    assert len(pickle.dumps((run_part, job, NUM_PARTS))) < 1000
-    assert len(pickle.dumps(Receipt(NUM_PARTS, PART_SIZE, 10**9))) < 200
+    assert len(pickle.dumps((run_part, job, NUM_PARTS, "0" * 32))) < 1000
+    report = Report("tcp://host.example:12345", [Receipt(NUM_PARTS, PART_SIZE, 10**9)])
+    assert len(pickle.dumps(report)) < 250
 
 
 # --- workers come and go
@@ -310,7 +315,48 @@ def test_workers_join_later_and_die_and_only_the_part_at_hand_is_run_again(work,
     ran = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     assert {process for process, _ in ran} == {first.pid, second.pid}
     again = [part for part, times in Counter(part for _, part in ran).items() if times > 1]
-    assert len(again) <= 1, "only what the dead worker was at"
+    assert len(again) <= 2, "only what the dead worker measured and sealed"
+    assert tree_bytes(store) == work.whole
+
+
+def test_a_part_is_sealed_while_the_next_is_measured(work, site, tmp_path):
+    log, store = tmp_path / "log", tmp_path / "s.zarr"
+    log.touch()
+    calls = Patch(COLLECT_PART, logging(log)), Patch(SEAL_PART, meeting(log, 2))
+    with patched(site, *calls), hired(site, "only"):
+        Thread(work.on, site.scheduler.address, store).join()
+    assert tree_bytes(store) == work.whole
+
+
+def test_a_worker_that_dies_while_it_seals_leaves_the_part_to_another(work, site, tmp_path):
+    log, store = tmp_path / "log", tmp_path / "s.zarr"
+    log.touch()
+    never = Patch(SEAL_PART, meeting(log, 10**9), only="first")
+    with patched(site, never, Patch(COLLECT_PART, logging(log))), hired(site, "first") as first:
+        cluster = Thread(work.on, site.scheduler.address, store)
+        wait_for(lambda: len(log.read_text().splitlines()) == 2)
+        assert not seals(store)
+        with hired(site, "second"):
+            wait_for(lambda: len(seals(store)) > NUM_PARTS // 2)
+            os.kill(first.pid, signal.SIGKILL)
+            cluster.join()
+    assert tree_bytes(store) == work.whole
+
+
+def test_a_worker_that_dies_as_the_last_to_seal_is_not_waited_for(work, site, tmp_path):
+    """Nothing is left to measure when its part is missed."""
+    log, store = tmp_path / "log", tmp_path / "s.zarr"
+    log.touch()
+    work.here(store)
+    without_seals(store, [1])
+    never = Patch(SEAL_PART, meeting(log, 10**9), only="first")
+    with patched(site, never, Patch(COLLECT_PART, logging(log))), hired(site, "first") as first:
+        cluster = Thread(work.on, site.scheduler.address, store, ALL)
+        wait_for(lambda: log.read_text())
+        time.sleep(0.5)  # until it was asked for its seal
+        with hired(site, "second"):
+            os.kill(first.pid, signal.SIGKILL)
+            cluster.join()
     assert tree_bytes(store) == work.whole
 
 
@@ -367,14 +413,19 @@ def test_an_unexpected_error_is_tried_three_times_and_told(
 
 
 @pytest.mark.parametrize(
-    ("error", "tries"), [(StorageError("no room"), 3), (NumericalError("site 1: not finite"), 1)]
+    ("step", "error", "tries"),
+    [
+        (COLLECT_PART, StorageError("no room"), 3),
+        (SEAL_PART, StorageError("no room"), 3),
+        (COLLECT_PART, NumericalError("site 1: not finite"), 1),
+    ],
 )
-def test_known_errors_need_no_new_process(error, tries, work, client, scheduler, tmp_path):
+def test_known_errors_need_no_new_process(step, error, tries, work, client, scheduler, tmp_path):
     log, store = tmp_path / "log", tmp_path / "s.zarr"
     workers = set(client.scheduler_info()["workers"])
-    fault = Patch(COLLECT_PART, failing(error, part=5))
+    fault = Patch(step, failing(error, part=5))
     with (
-        patched(client, fault, Patch(COLLECT_PART, logging(log))),
+        patched(client, fault, Patch(step, logging(log))),
         pytest.raises(PartsFailedError, match=f"part 5: {error}"),
     ):
         work.on(scheduler, store)

@@ -16,6 +16,7 @@ from typing import Any
 from dask.distributed import Client, Worker, WorkerPlugin
 
 COLLECT_PART = "kvwstream.pipelines.measure.Measurer.part"
+SEAL_PART = "kvwstream.pipelines.worker.Worker.seal"
 LOAD_MODEL = "kvwstream.pipelines.worker.load_model"
 ENVIRONMENT_OF = "kvwstream.pipelines.worker.environment_of"
 
@@ -37,6 +38,12 @@ class Patch(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         setattr(self.owner, self.attribute, self.original)
+
+
+def parts_in(arguments: tuple[Any, ...]) -> list[int]:
+    """Numbers of the parts among them, measured or not."""
+    parts = [arg.data.part if type(arg).__name__ == "Measured" else arg for arg in arguments]
+    return [part.number for part in parts if type(part).__name__ == "Part"]
 
 
 @contextmanager
@@ -68,9 +75,8 @@ def logging(path: Path) -> Wrap:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def replacement(*args: Any, **options: Any) -> Any:
-            numbers = [str(arg.number) for arg in args if type(arg).__name__ == "Part"]
             with path.open("a") as file:
-                file.write(" ".join([str(os.getpid()), *numbers]) + "\n")
+                file.write(" ".join(map(str, [os.getpid(), *parts_in(args)])) + "\n")
             return original(*args, **options)
 
         return replacement
@@ -97,7 +103,7 @@ def failing(error: Exception, part: int) -> Wrap:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def replacement(*args: Any, **options: Any) -> Any:
-            if any(type(arg).__name__ == "Part" and arg.number == part for arg in args):
+            if part in parts_in(args):
                 raise error
             return original(*args, **options)
 

@@ -2,7 +2,8 @@
 
 Through the scheduler go a job (plain values) and part numbers, and back come receipts; what is
 measured goes from the workers to the store. A part that was lost with its worker, or that failed
-for a reason that may pass, is tried again, up to `ATTEMPTS` times.
+for a reason that may pass, is tried again, up to `ATTEMPTS` times. A receipt comes with a later
+task than its part's: workers seal a part while they measure the next.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import dask
 from dask.distributed import Client, Future, KilledWorker
 
 from kvwstream.errors import IncompleteError, OptionError, StorageError, first_line
 from kvwstream.pipelines.local_cluster import gpu_groups, local_cluster, revive
-from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt, leave, run_part
+from kvwstream.pipelines.task import Report, leave, report_seals, run_part
+from kvwstream.pipelines.worker import Failure, FailureKind, Job, Receipt
 from kvwstream.plan import Part
 from kvwstream.progress import Progress
 
@@ -94,9 +97,16 @@ class _Run:
 
     def __init__(self, client: Client, job: Job, progress: Progress) -> None:
         self.client, self.job, self.progress = client, job, progress
+        self.name = uuid4().hex
+        self.unsettled: set[int] = set()
+        """Parts of which no receipt and no last failure has come."""
         self.waiting: deque[int] = deque()
         self.tries: Counter[int] = Counter()
         self.futures: dict[Future, int] = {}
+        self.sealing: dict[int, str] = {}
+        """Measured parts, with the address of the worker that seals them."""
+        self.asked: dict[Future, str] = {}
+        """Tasks that report seals, with the address."""
         self.addresses: set[str] = set()
         self.dead: set[str] = set()
         self.dismissed: set[str] = set()
@@ -104,19 +114,18 @@ class _Run:
 
     def results(self, parts: Iterable[Part]) -> Generator[Receipt | Failure]:
         self.waiting.extend(part.number for part in parts)
+        self.unsettled.update(self.waiting)
         try:
-            while self.waiting or self.futures:
+            while self.unsettled:
                 self._look()
                 self._submit()
-                ready = [future for future in self.futures if future.status in ENDED]
+                ready = [one for one in (*self.futures, *self.asked) if one.status in ENDED]
                 for future in ready:
-                    outcome = self._outcome(future, self.futures.pop(future))
-                    if outcome is not None:
-                        yield outcome
+                    yield from self._outcomes(future)
                 if not ready:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
         finally:
-            self.client.cancel(list(self.futures))
+            self.client.cancel([*self.futures, *self.asked])
 
     def _look(self) -> None:
         """Once a second: is the scheduler there, which workers are?"""
@@ -132,6 +141,8 @@ class _Run:
             self.progress.tell("waiting for a worker of the cluster")
         if self.client.cluster:
             self.dead = self.client.sync(revive, self.client.cluster, self.dead)
+        for address in {*self.sealing.values(), *self.asked.values()} - self.addresses:
+            self._forget_seals(address)
         self.looked = time.monotonic()
 
     def _workers(self) -> Iterable[str]:
@@ -146,23 +157,54 @@ class _Run:
         while self.waiting and len(self.futures) < 2 * max(len(self.addresses), 1):
             number = self.waiting.popleft()
             self.tries[number] += 1
-            future = self.client.submit(run_part, self.job, number, pure=False)
+            future = self.client.submit(run_part, self.job, number, self.name, pure=False)
             self.futures[future] = number
+        if not self.waiting and not self.futures:
+            for address in set(self.sealing.values()) - set(self.asked.values()):
+                future = self.client.submit(report_seals, self.name, workers=[address], pure=False)
+                self.asked[future] = address
 
-    def _outcome(self, future: Future, number: int) -> Receipt | Failure | None:
-        """What came of a try; None where there will be another one."""
+    def _outcomes(self, future: Future) -> Iterator[Receipt | Failure]:
+        """What is settled with a task; parts that are to be tried again wait."""
+        number, address = self.futures.pop(future, None), self.asked.pop(future, "")
         if future.status == "finished":
-            result: Receipt | Failure = future.result()
-        else:  # its workers died again and again, or cannot import kvwstream
+            report: Report = future.result()
+            if number is not None:
+                self.sealing[number] = report.worker
+        elif number is None:
+            report = Report(address, [])
+        else:  # its worker died, or cannot import kvwstream
             told = _reason(future)
-            result = Failure(number, FailureKind.storage, told, told)
+            report = Report(address, [Failure(number, FailureKind.storage, told, told)])
+        for result in report.settled:
+            self.sealing.pop(result.part, None)
+            if result.part in self.unsettled and self._is_last(future, result):
+                self.unsettled.remove(result.part)
+                yield result
+        if address:
+            self._forget_seals(address)
+
+    def _forget_seals(self, address: str) -> None:
+        """What a worker was to seal and cannot tell of: it is gone, or another process by now."""
+        for number in [number for number, where in self.sealing.items() if where == address]:
+            del self.sealing[number]
+            self.tries[number] -= 1
+            self.waiting.append(number)
+        gone = [future for future, where in self.asked.items() if where == address]
+        self.client.cancel(gone)
+        for future in gone:
+            del self.asked[future]
+
+    def _is_last(self, future: Future, result: Receipt | Failure) -> bool:
+        """Whether there will not be another try of the part."""
+        number = result.part
         if isinstance(result, Receipt):
-            return result
+            return True
         if result.kind == FailureKind.opening:
             self._dismiss(result)
             self.tries[number] -= 1
         elif result.kind == FailureKind.certain or self.tries[number] >= ATTEMPTS:
-            return result
+            return True
         else:
             self.progress.tell(
                 f"part {number} failed, try {self.tries[number]} of {ATTEMPTS}: {result.reason}"
@@ -175,7 +217,7 @@ class _Run:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                 self._restart(result.worker)
         self.waiting.append(number)
-        return None
+        return False
 
     def _dismiss(self, failure: Failure) -> None:
         """Send a worker away that cannot begin, before it takes every part and fails."""

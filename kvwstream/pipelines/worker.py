@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +10,6 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.errors import KvwstreamError, ModelError, StorageError
@@ -200,46 +198,3 @@ def check_weights(loaded: LoadedModel, sites: Sequence[Site]) -> None:
                 f"{loaded.folder}: the tensor {site.tensor} is not what {site.path} was loaded "
                 "with; the checkpoint's names cannot be matched to this model"
             )
-
-
-_opened: tuple[Job, Worker] | None = None
-_one_at_a_time = threading.Lock()
-
-
-def run_part(job: Job, number: int) -> Receipt | Failure:
-    """The task of a cluster: run a part on this process's worker, made at its first part.
-
-    One part at a time, and one model in memory, however many threads or jobs the process has.
-    """
-    from dask.distributed import get_worker
-
-    with _one_at_a_time:
-        outcome = _run_part(job, number)
-    if isinstance(outcome, Failure):
-        return outcome._replace(worker=get_worker().address)
-    return outcome
-
-
-def _run_part(job: Job, number: int) -> Receipt | Failure:
-    global _opened
-    disable_progress_bar()
-    if _opened is None or _opened[0] != job:
-        if _opened:
-            _opened[1].notebook.close()
-        _opened = None
-        try:
-            _opened = job, Worker.open(job)
-        except Exception as error:
-            return failure(number, error, FailureKind.opening)
-    worker = _opened[1]
-    measured = worker.try_measure(worker.prepared.plan.part(number))
-    return worker.try_seal(measured) if isinstance(measured, Measured) else measured
-
-
-def leave(job: Job) -> None:
-    """Let the process's worker go, with its model."""
-    global _opened
-    with _one_at_a_time:
-        if _opened and _opened[0] == job:
-            _opened[1].notebook.close()
-            _opened = None
