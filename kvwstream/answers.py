@@ -7,20 +7,19 @@ what would follow the answer cannot change what came before it in a causal model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from kvwstream.batches import Batch, batch_behind, whole_batch
-from kvwstream.errors import DataError, first_line
+from kvwstream.batches import Batch, batch_behind, side_by_side, whole_batch
+from kvwstream.errors import DataError
 from kvwstream.examples import Example
 from kvwstream.passes import IMAGE, Reading
 from kvwstream.pixels import Pictures, RememberedPixels
+from kvwstream.rendering import Rendered, naming, render_by_template
 
 
 class Span(NamedTuple):
@@ -40,25 +39,6 @@ class Span(NamedTuple):
             "all": self.total - 1,
         }
         return counts[rule]
-
-
-class Rendered(NamedTuple):
-    """Text of a conversation; what the model reads is the two in one."""
-
-    prompt: str
-    answer: str
-    """With the white space that the template puts between."""
-
-
-@contextmanager
-def _named(name: str, what: str) -> Iterator[None]:
-    """Templates and processors raise what they like; say which example it was."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{name}: {what}: {first_line(error)}") from error
 
 
 class AnswerEncoder:
@@ -93,7 +73,7 @@ class AnswerEncoder:
         right behind the prompt, white space apart.
         """
         if self.template:
-            return self._render_by_template(example)
+            return render_by_template(self.processor, example, with_images=self.multimodal)
         if len(example.messages) != 2:
             raise DataError(
                 f"{example.id}: the model has no chat template, so only one question with one "
@@ -120,7 +100,7 @@ class AnswerEncoder:
         length.
         """
         rendered, images = self.render(example), self._images(example)
-        with _named(example.id, "the processor refuses the conversation"):
+        with naming(example.id, "the processor refuses the conversation"):
             prompt = self._process([rendered.prompt], None, [images])["input_ids"][0].tolist()
             total = self._ids(rendered, images)
         if total[: len(prompt)] != prompt:
@@ -194,35 +174,53 @@ class AnswerEncoder:
         rendered = [self.render(example) for example in examples]
         images = [self._images(example) for example in examples]
         if prefix:
-            ids = [self._ids(*pair) for pair in zip(rendered, images, strict=True)]
-            lengths = [len(line) for line in ids]
-            places = {group: groups.index(group) for group in groups}  # of the first of each
-            firsts = [rendered[place] for place in places.values()]
-            inputs = self._process(
-                [first.prompt for first in firsts],
-                [first.answer for first in firsts],
-                [images[place] for place in places.values()],
-            )
-        else:
-            prompts, answers = ([r[part] for r in rendered] for part in (0, 1))
-            inputs = self._process(prompts, answers, images)
-            ids = inputs["input_ids"].tolist()
-            lengths = [n - self.takes_suffix for n in inputs["attention_mask"].sum(dim=1).tolist()]
+            return self._batch_behind(rendered, images, spans, rule, prefix, groups)
+        prompts, answers = ([r[part] for r in rendered] for part in (0, 1))
+        inputs = self._process(prompts, answers, images)
+        ids = inputs["input_ids"].tolist()
+        lengths = [n - self.takes_suffix for n in inputs["attention_mask"].sum(dim=1).tolist()]
         assert lengths == [span.total for span in spans], "spans of other examples"
         positions = [self.positions(*pair, rule) for pair in zip(ids, spans, strict=True)]
-        if prefix:
-            row_of = [[*places].index(group) for group in groups]
-            for group, line in zip(groups, ids, strict=True):
-                assert line[:prefix] == ids[places[group]][:prefix], "another prefix"
-            return batch_behind(inputs, row_of, prefix, ids, positions)
         return whole_batch(inputs, ids, positions, max(lengths) - 1)
+
+    def _batch_behind(
+        self,
+        rendered: Sequence[Rendered],
+        images: Sequence[list[Any]],
+        spans: Sequence[Span],
+        rule: str,
+        prefix: int,
+        groups: Sequence[int],
+    ) -> Batch:
+        # Round by round with the same images, so that their pixels are made once.
+        firsts = {group: groups.index(group) for group in dict.fromkeys(groups)}
+        ids: dict[int, list[int]] = {}
+        rounds = []
+        for places in side_by_side(groups):
+            inputs = self._process(
+                [rendered[place].prompt for place in places],
+                [rendered[place].answer for place in places],
+                [images[first] for first in firsts.values()],
+            )
+            lengths = inputs["attention_mask"].sum(dim=1).tolist()
+            for place, line, length in zip(places, inputs["input_ids"], lengths, strict=True):
+                ids[place] = line[:length].tolist()
+            rounds.append(inputs)
+        lines = [ids[place] for place in range(len(groups))]
+        assert [len(line) for line in lines] == [span.total for span in spans], "other spans"
+        for line, group in zip(lines, groups, strict=True):
+            assert line[:prefix] == ids[firsts[group]][:prefix], "another prefix"
+        positions = [self.positions(*pair, rule) for pair in zip(lines, spans, strict=True)]
+        numbers = {group: number for number, group in enumerate(firsts)}
+        row_of = [numbers[group] for group in groups]
+        return batch_behind(rounds[0], row_of, prefix, lines, positions)
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Prompts as one left-padded batch, for generation."""
         texts = [self.render(example).prompt for example in examples]
         images = [self._images(example) for example in examples]
         names = ", ".join(example.id for example in examples)
-        with _named(names, "the processor refuses a conversation"):
+        with naming(names, "the processor refuses a conversation"):
             inputs = self._process(texts, None, images, side="left")
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for example, length in zip(examples, lengths, strict=True):
@@ -232,36 +230,6 @@ class AnswerEncoder:
                     f"within the model's maximum length of {self.max_length}"
                 )
         return inputs
-
-    def _render_by_template(self, example: Example) -> Rendered:
-        # Given a plain string, some processors' templates render an empty question; and only a
-        # tokenizer's template takes options of its own without a word.
-        options = {} if self.multimodal else {"enable_thinking": False}
-        messages = [self._message(message) for message in example.messages]
-        apply = partial(self.processor.apply_chat_template, tokenize=False, **options)
-        with _named(example.id, "the chat template refuses the conversation"):
-            prompt: str = apply(messages[:-1], add_generation_prompt=True)
-            whole: str = apply(messages)
-        rest = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
-        gap = rest[: len(rest) - len(rest.lstrip())]
-        stripped = example.answer.strip()
-        for answer in (example.answer.lstrip(), stripped):
-            if rest.startswith(gap + answer):
-                return Rendered(prompt, gap + answer)
-        # Some templates ask with other white space than they answer with; what counts is what the
-        # model sees when it is asked.
-        if "".join(whole.split()).startswith("".join((prompt + stripped).split())):
-            return Rendered(prompt, stripped)
-        raise DataError(
-            f"{example.id}: the chat template does not put the answer behind the prompt: "
-            f"expected {prompt[-40:] + stripped[:40]!r}, got {whole[-120:]!r}"
-        )
-
-    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
-        content = message["content"]
-        if self.multimodal and isinstance(content, str):
-            return {**message, "content": [{"type": "text", "text": content}]}
-        return message
 
     def _images(self, example: Example) -> list[Any]:
         if example.images and not self.multimodal:

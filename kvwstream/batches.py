@@ -71,6 +71,20 @@ def whole_batch(inputs: Inputs, ids: Lines, positions: Lines, stop: int) -> Batc
     return _batch(_until(inputs, stop), ids, positions, None)
 
 
+def side_by_side(groups: Sequence[int]) -> list[list[int]]:
+    """Places of the first example of each group, of the second of each, and so on.
+
+    A group that has no more shows its first again. Groups are in the order of their first examples.
+    """
+    members: dict[int, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    return [
+        [own[turn] if turn < len(own) else own[0] for own in members.values()]
+        for turn in range(max(map(len, members.values())))
+    ]
+
+
 def batch_behind(
     firsts: Inputs, row_of: Sequence[int], length: int, ids: Lines, positions: Lines
 ) -> Batch:

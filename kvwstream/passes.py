@@ -70,10 +70,10 @@ class Arrangement:
     forward: Int64
     """Number of the forward pass that the example's record is in."""
     group: Int64
-    """Number of the group: begins with the same tokens, which run once. Either a group has passes
-    of its own, or it is one of several that have a pass together."""
+    """Number of the group. Where there is a prefix, its examples begin with the same tokens, and
+    either have passes of their own or are one of several groups that have a pass together."""
     prefix: Int64
-    """Tokens that the pass takes from the prefixes, which are equally long there."""
+    """Tokens that the pass takes from the prefixes, which are equally long there; 0 without."""
 
     @property
     def columns(self) -> tuple[Int64, Int64, Int64, Int64]:
@@ -114,16 +114,18 @@ def arrange(
     for start in range(0, len(line), part_size * batch_size):
         part = range(start, min(start + part_size * batch_size, len(line)))
         groups = _groups([readings[line[place]] for place in part], sharing=sharing)
-        # Like prefixes next to each other; what stays alone has none and is last.
-        for members, prefix in sorted(groups, key=lambda found: found[1] or np.inf):
+        for members, shared in groups:
             order += [part[member] for member in members]
             group += [group[-1] + 1 if group else 0] * len(members)
-            prefixes += [prefix] * len(members)
+            prefixes += [shared] * len(members)
     arranged = [readings[line[place]] for place in order]
+    forward, prefix = _passes(arranged, group, prefixes, batch_size, part_size, pass_tokens)
     return Arrangement(
         np.array([line[place] for place in order], np.int64),
         np.array([cluster[place] for place in order], np.int64),
-        *_passes(arranged, group, prefixes, batch_size, part_size, pass_tokens),
+        forward,
+        np.array(group, np.int64),
+        prefix,
     )
 
 
@@ -158,7 +160,9 @@ def _groups(readings: Sequence[Reading], *, sharing: bool) -> list[tuple[list[in
     """Members of each group, shortest first, with the prefix they share (0: none).
 
     The cheapest cut of the sorted line in runs, where a run of two or more costs its prefix and its
-    images once, the tails, and two passes more; what stays alone is one group, the last.
+    images once, the tails, and two passes more. Groups that can have a pass together (with images
+    or without, prefixes about as long) are next to each other; what stays alone is one group, the
+    last.
     """
     line = sorted(range(len(readings)), key=lambda index: readings[index].key)
     lengths = np.array([len(readings[index].tokens) for index in line])
@@ -194,7 +198,9 @@ def _groups(readings: Sequence[Reading], *, sharing: bool) -> list[tuple[list[in
             alone += members
         end = start
     alone.sort(key=lambda index: len(readings[index].tokens))
-    return [*groups[::-1], (alone, 0)] if alone else groups[::-1]
+    groups.reverse()
+    groups.sort(key=lambda group: (readings[group[0][0]].bare > 0, group[1]))
+    return [*groups, (alone, 0)] if alone else groups
 
 
 def _passes(
@@ -204,12 +210,12 @@ def _passes(
     batch_size: int,
     part_size: int,
     pass_tokens: int,
-) -> tuple[Int64, Int64, Int64]:
-    """Number of the pass, of its group, and its prefix, for each example of a line of records.
+) -> tuple[Int64, Int64]:
+    """Number of the pass and its prefix, for each example of a line of records.
 
     The cheapest cut of each part into runs of records, by dynamic programming.
     """
-    forward, group, prefix = np.zeros((3, len(readings)), np.int64)
+    forward, prefix = np.zeros((2, len(readings)), np.int64)
     count = 0
     step = part_size * batch_size
     for first in range(0, len(readings), step):
@@ -217,12 +223,11 @@ def _passes(
         bounds = [*range(first, last, batch_size), last]
         records = [_Record.of(readings, groups, prefixes, *pair) for pair in pairwise(bounds)]
         for run in _cut(records, pass_tokens):
-            shortest = min(records[number].prefix for number in run)
-            for number in run:
-                span = slice(bounds[number], bounds[number + 1])
-                forward[span], group[span], prefix[span] = count, records[number].group, shortest
+            span = slice(bounds[run.start], bounds[run.stop])
+            forward[span] = count
+            prefix[span] = min(records[number].prefix for number in run)
             count += 1
-    return forward, group, prefix
+    return forward, prefix
 
 
 class _Record(NamedTuple):
@@ -232,6 +237,7 @@ class _Record(NamedTuple):
     prefix: int
     """0 where its examples are of several groups."""
     bare: int
+    """Where the last image of any of its examples ends."""
 
     @classmethod
     def of(
@@ -254,7 +260,8 @@ class _Record(NamedTuple):
 
 def _cut(records: Sequence[_Record], pass_tokens: int) -> list[range]:
     """Runs of records, in order: of one group, or of whole groups behind the shortest prefix."""
-    units = [(record.group, record.prefix) for record in records]
+    # Records without a prefix are alike, whatever their groups.
+    units = [(record.prefix and record.group, record.prefix) for record in records]
     opens = [number == 0 or units[number - 1] != unit for number, unit in enumerate(units)]
     best = [0.0, *[np.inf] * len(records)]
     begins = [0] * len(records)
@@ -275,11 +282,11 @@ def _cut(records: Sequence[_Record], pass_tokens: int) -> list[range]:
                 break
             if groups > 1 and (heads > pass_tokens or prefix < bare):
                 break
+            if groups > 1 and not opens[start]:
+                continue  # the first group would not be whole
             cost = best[start] + PASS_COST + tails
-            if opens[start]:  # else the group's last pass left its prefix
-                cost += PASS_COST + heads if prefix else 0
-            elif groups > 1:
-                continue
+            if prefix and opens[start]:  # else the group's last pass left its prefix
+                cost += PASS_COST + heads
             if cost < best[end + 1]:
                 best[end + 1], begins[end] = cost, start
     runs, end = [], len(records)

@@ -1,4 +1,4 @@
-"""Pictures are decoded and scaled once while their questions follow each other."""
+"""Pictures are decoded and scaled once for each group of questions that follow each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 KEPT = 8
-"""Pictures and scaled sets of pictures: those of a few examples."""
+"""Decoded pictures, and pictures in what was scaled last, which is kept however many it holds."""
 
 
 class Pictures:
@@ -55,10 +55,15 @@ class RememberedPixels:
         if key not in self._answers:
             # With the images, since an identity is one only while its object lives.
             self._answers[key] = images, self._inner(images, *args, **options)
-            if len(self._answers) > KEPT:
+            while len(self._answers) > 1 and sum(_count(key[0]) for key in self._answers) > KEPT:
                 self._answers.popitem(last=False)
         answer = self._answers[key][1]
         return type(answer)(dict(answer))  # processors take entries out of it
+
+
+def _count(identities: Any) -> int:
+    """How many there are."""
+    return sum(map(_count, identities)) if isinstance(identities, tuple) else 1
 
 
 def _identities(images: Any) -> Any:

@@ -76,7 +76,7 @@ class PrefixCache(Cache):  # type: ignore[misc]
         self._rope_deltas: Tensor | None = None
 
     def follow(self, row_of: Tensor) -> None:
-        """What comes next: rows, each behind one of the prefixes, by its place."""
+        """What comes next: a row for each of `row_of`, behind the prefix of that number."""
         for layer in self.layers:
             layer.row_of = row_of
 
@@ -107,7 +107,9 @@ class PrefixCache(Cache):  # type: ignore[misc]
         """
         if self._rope_deltas is None:
             return None
-        starts: Tensor = self.get_seq_length() + self._rope_deltas[row_of]
+        starts: Tensor = (
+            self.get_seq_length() + self._rope_deltas[row_of.to(self._rope_deltas.device)]
+        )
         line = torch.arange(tokens, device=starts.device)
         return (starts[:, None] + line).expand(3, -1, -1)
 

@@ -18,7 +18,7 @@ LEVELS = [
     {"plan", "canonical", "errors", "examples", "images", "durable", "paths", "progress", "metrics"}
     | {"rounding", "reproducible", "smollm2", "aggregates", "journal"},
     {"sites", "answers", "accessor", "coefficients", "strength", "passes", "batches", "pixels"}
-    | {"prefix_cache", "search"},
+    | {"prefix_cache", "search", "rendering"},
     {"stores", "collector", "gates", "models", "checkpoint", "weakening", "readers"}
     | {"manifest", "gates_file", "adapter", "generation", "probabilities"},
     {"pipelines"},

@@ -116,6 +116,34 @@ def test_the_progressive_schedule_keeps_the_order():
     assert not arranged.prefix.any()
 
 
+def beginnings(rng, count: int, size: int, images: bool = False) -> list[Reading]:
+    """Groups of examples behind beginnings of their own."""
+    line = []
+    for number in range(count):
+        beginning = rng.integers(10, 1000, rng.integers(80, 120))
+        beginning[:8] = IMAGE if images else beginning[:8]
+        for _ in range(size):
+            tokens = np.concatenate([beginning, rng.integers(2000, 3000, 30)]).astype(np.uint32)
+            name = f"image {number}" if images else ""
+            line.append(Reading(tokens, len(tokens) - 3, 8 * images, name))
+    return line
+
+
+def test_groups_with_images_do_not_keep_those_without_apart(rng):
+    line = beginnings(rng, 8, 4) + beginnings(rng, 8, 4, images=True)
+    options = {"batch_size": 1, "part_size": 64, "pass_tokens": 2048, "sharing": True}
+    apart = [arrange(half, **options).forward[-1] + 1 for half in (line[:32], line[32:])]
+    assert arrange(line, **options).forward[-1] + 1 <= sum(apart)
+
+
+def test_records_of_several_groups_run_together(rng):
+    """They share nothing, and cost no more passes than without sharing."""
+    line = beginnings(rng, 24, 2)
+    options = {"batch_size": 3, "part_size": 64, "pass_tokens": 2048}
+    passes = [arrange(line, **options, sharing=how).forward[-1] + 1 for how in (True, False)]
+    assert passes[0] <= passes[1]
+
+
 def run_of(line: list[Reading], **options: object) -> tuple[int, int]:
     """Positions that run, and tokens in all."""
     values = {"batch_size": 1, "part_size": 64, "pass_tokens": 2048, "sharing": True, **options}

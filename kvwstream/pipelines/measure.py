@@ -53,7 +53,9 @@ class Measurer:
     def __init__(self, loaded: LoadedModel, prepared: Preparation) -> None:
         self.loaded, self.prepared = loaded, prepared
         self._last: tuple[set[int], PrefixCache] | None = None
-        self._believed = False
+        self._believed: set[tuple[bool, bool]] = set()
+        """Kinds of passes whose prefixes were seen to change nothing: one group or several, with
+        images or without."""
 
     def part(
         self, part: Part, advance: Advance | None = None, replay: Weakening | None = None
@@ -80,9 +82,10 @@ class Measurer:
             for moment, value in zip(plan.moments, values, strict=True):
                 sums[moment][rows] = value
             counts[rows] = np.array(self.prepared.segments(run))[:, None]
-            if run.prefix and not self._believed:
+            kind = len(set(run.groups)) > 1, self.prepared.shows_images(run)
+            if run.prefix and kind not in self._believed:
                 self._compare(run, values)
-                self._believed = True
+                self._believed.add(kind)
             if advance:
                 advance(len(run.records), self.prepared.num_run(run))
 
@@ -135,7 +138,7 @@ class Measurer:
     def _compare(self, run: Pass, values: Float32) -> None:
         """Measure the last record of a pass alone: does the model mean the same by a prefix?
 
-        It is behind the last of the prefixes: the first one's would show less.
+        With several prefixes it is behind the last one, so that a wrong one would be seen.
         """
         record, plan = run.records[-1], self.prepared.plan
         batch = self.prepared.record_batch(record).to(self.loaded.device)

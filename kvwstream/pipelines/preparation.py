@@ -84,6 +84,10 @@ class Preparation:
         chosen = [self.examples[place] for place in places]
         return self.encoder.batch(chosen, spans, self.plan.tokens, prefix, groups)
 
+    def shows_images(self, run: Pass) -> bool:
+        """Whether examples of a pass have images."""
+        return any(self.examples[place].images for place in run.examples)
+
     def segments(self, run: Pass) -> list[int]:
         """Positions that count, for each record of a pass."""
         positions = self.table.num_positions

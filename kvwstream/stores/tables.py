@@ -48,7 +48,7 @@ class ExampleTable:
     forward: Int64
     """(example,) number of the forward pass."""
     group: Int64
-    """(example,) number of the group: it begins with the same tokens, which run once."""
+    """(example,) number of the group. With a prefix, it begins with the same tokens, run once."""
     prefix: Int64
     """(example,) tokens that the pass takes from a shared prefix."""
 
