@@ -304,7 +304,8 @@ def test_nothing_large_passes_through_the_scheduler(work, tmp_path):
 
 def test_workers_join_later_and_die_and_only_the_part_at_hand_is_run_again(work, site, tmp_path):
     log, store = tmp_path / "log", tmp_path / "s.zarr"
-    calls = Patch(COLLECT_PART, logging(log)), Patch(COLLECT_PART, sleeping(0.3))
+    both = Patch(COLLECT_PART, meeting(log, 2))  # however slowly one of them starts
+    calls = both, Patch(COLLECT_PART, logging(log)), Patch(COLLECT_PART, sleeping(0.3))
     with patched(site, *calls):
         cluster = Thread(work.on, site.scheduler.address, store)
         with hired(site, "first") as first, hired(site, "second") as second:
