@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,8 +55,8 @@ QUICK_ROWS = (FORWARD, RETAIN, "KVW", "GD")
 WHAT = {
     FORWARD: "the forget set once, batches of 1",
     RETAIN: "collect and reduce the retain set, three moments",
-    "KVW": "one request: collect and reduce the forget set, gates",
-    "MANU": "one request: collect three moments, scores, gates",
+    "KVW": "one request: collect (three moments) and reduce the forget set, gates",
+    "MANU": "one request: collect (three moments), scores, gates",
     "oracle": "one epoch over the retain set",
 }
 
@@ -87,7 +87,7 @@ class Costs:
             for example in self.case.forget:
                 self._forward(label(self.case.encoder, [example]))
         elif row == RETAIN:
-            self._collect("retain", 4, manu.MOMENTS)
+            self._collect("retain", 4)
             reduce([str(self.home / "retain.zarr")], str(self.home / "retain-statistics.zarr"))
         elif row in FREE:
             self._request(row)
@@ -145,19 +145,19 @@ class Costs:
             mmu.make_mask(self.model, self.pairs[:1])
             self.model.requires_grad_(False)
 
-    def _collect(self, kind: str, size: int, moments: Sequence[str]) -> None:
+    def _collect(self, kind: str, size: int) -> None:
         examples = self.case.retain if kind == "retain" else self.case.forget
         store = self.home / f"{kind}.zarr"
         shutil.rmtree(store, ignore_errors=True)
         shutil.rmtree(self.home / f"{kind}-statistics.zarr", ignore_errors=True)
         prepared = prepare(
-            str(self.case.folder), examples, batch_size=size, moments=moments, dtype="bfloat16"
+            str(self.case.folder), examples, batch_size=size, moments=manu.MOMENTS, dtype="bfloat16"
         )
         collect(prepared, str(store))
 
     def _request(self, row: str) -> None:
         """What one request to forget costs where C_r is there."""
-        self._collect("forget", 1, manu.MOMENTS if row == "MANU" else ("abs",))
+        self._collect("forget", 1)
         if row == "MANU":
             sums = [manu.Sums.read(str(self.home / f"{k}.zarr")) for k in ("forget", "retain")]
             manu.gates(sums[0].sites, manu.score(*sums), 0.02, LayerRange(0, 29))
