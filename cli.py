@@ -1,4 +1,4 @@
 #!/usr/bin/env python3
-from kvwstream.cli import main
+from kvwstream.cli import entry
 
-main()
+entry()

@@ -1,5 +1,5 @@
 """`python -m kvwstream` is the command line."""
 
-from kvwstream.cli import main
+from kvwstream.cli import entry
 
-main()
+entry()

@@ -211,6 +211,18 @@ def test_evaluate_wants_all_of_a_strength_or_nothing(llama, data, capsys):
         assert "belong together: give all or none" in capsys.readouterr().err
 
 
+def test_a_process_that_has_done_its_work_does_not_fail_as_it_ends(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.abort)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{README.parent}"}
+    codes = []
+    for words in (["--version"], ["audit", str(tmp_path / "absent")], ["collect", "--no-such"]):
+        command = [sys.executable, "-m", "kvwstream", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.stdout or done.stderr
+        codes.append(done.returncode)
+    assert codes == [0, 1, 2]
+
+
 def test_views_have_named_axes(artefacts: Artefacts):
     store = kvwstream.open_store(artefacts.retain).load()
     statistics = kvwstream.open_statistics(artefacts.statistics).load()
