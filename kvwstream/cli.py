@@ -76,8 +76,8 @@ def main() -> None:
 def entry() -> NoReturn:
     """`main` as a process of its own, which ends without taking the interpreter down.
 
-    By then everything is written. A thread of the storage's runtime that comes back while the
-    interpreter goes would abort the process, about once in a thousand runs.
+    By then everything is written, and a thread of a library that comes back while the interpreter
+    goes could still abort the process.
     """
     code = 0
     try:
