@@ -39,17 +39,8 @@ def sample() -> Counter[Stack]:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "stacks.txt"
         command = [
-            *(
-                Path(sys.executable).with_name("py-spy"),
-                "record",
-                "-r",
-                str(SAMPLES),
-                "-f",
-                "raw",
-                "-o",
-                raw,
-                "--",
-            ),
+            *(Path(sys.executable).with_name("py-spy"), "record", "-r", str(SAMPLES)),
+            *("-f", "raw", "-o", raw, "--"),
             *(sys.executable, "-m", "kvwstream", "collect", smollm2_checkpoint()),
             *(str(files("kvwstream") / "facts" / "retain.jsonl"), Path(folder) / "store.zarr"),
         ]

@@ -193,27 +193,29 @@ class AnswerEncoder:
         groups: Sequence[int],
     ) -> Batch:
         # Round by round with the same images, so that their pixels are made once.
-        firsts = {group: groups.index(group) for group in dict.fromkeys(groups)}
-        ids: dict[int, list[int]] = {}
-        rounds = []
-        for places in side_by_side(groups):
-            inputs = self._process(
+        rounds = side_by_side(groups)
+        firsts = rounds[0]
+        processed = [
+            self._process(
                 [rendered[place].prompt for place in places],
                 [rendered[place].answer for place in places],
-                [images[first] for first in firsts.values()],
+                [images[first] for first in firsts],
             )
+            for places in rounds
+        ]
+        ids: dict[int, list[int]] = {}
+        for places, inputs in zip(rounds, processed, strict=True):
             lengths = inputs["attention_mask"].sum(dim=1).tolist()
             for place, line, length in zip(places, inputs["input_ids"], lengths, strict=True):
                 ids[place] = line[:length].tolist()
-            rounds.append(inputs)
         lines = [ids[place] for place in range(len(groups))]
         assert [len(line) for line in lines] == [span.total for span in spans], "other spans"
-        for line, group in zip(lines, groups, strict=True):
-            assert line[:prefix] == ids[firsts[group]][:prefix], "another prefix"
-        positions = [self.positions(*pair, rule) for pair in zip(lines, spans, strict=True)]
-        numbers = {group: number for number, group in enumerate(firsts)}
+        numbers = {groups[first]: number for number, first in enumerate(firsts)}
         row_of = [numbers[group] for group in groups]
-        return batch_behind(rounds[0], row_of, prefix, lines, positions)
+        for line, row in zip(lines, row_of, strict=True):
+            assert line[:prefix] == lines[firsts[row]][:prefix], "another prefix"
+        positions = [self.positions(*pair, rule) for pair in zip(lines, spans, strict=True)]
+        return batch_behind(processed[0], row_of, prefix, lines, positions)
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Prompts as one left-padded batch, for generation."""

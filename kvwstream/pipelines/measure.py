@@ -82,10 +82,8 @@ class Measurer:
             for moment, value in zip(plan.moments, values, strict=True):
                 sums[moment][rows] = value
             counts[rows] = np.array(self.prepared.segments(run))[:, None]
-            kind = len(set(run.groups)) > 1, self.prepared.shows_images(run)
-            if run.prefix and kind not in self._believed:
-                self._compare(run, values)
-                self._believed.add(kind)
+            if run.prefix:
+                self._believe(run, values)
             if advance:
                 advance(len(run.records), self.prepared.num_run(run))
 
@@ -134,6 +132,13 @@ class Measurer:
             moved = prefix.to(self.loaded.device)
             self._last = groups, run_prefix(self.loaded.model, self.prepared.sites, moved)
         return self._last[1]
+
+    def _believe(self, run: Pass, values: Float32) -> None:
+        """Check the first pass of each kind."""
+        kind = len(set(run.groups)) > 1, self.prepared.shows_images(run)
+        if kind not in self._believed:
+            self._compare(run, values)
+            self._believed.add(kind)
 
     def _compare(self, run: Pass, values: Float32) -> None:
         """Measure the last record of a pass alone: does the model mean the same by a prefix?
