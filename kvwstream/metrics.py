@@ -11,6 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+ROUGES = ("rouge1", "rouge2", "rougeL")
+TEXT_SCORES = (
+    "containment",
+    "cloze",
+    "bleu",
+    *(f"{rouge}_{part}" for rouge in ROUGES for part in ("recall", "f")),
+)
+"""Names of what `text_scores` gives."""
+
 
 def clean(text: str) -> str:
     """Letters and digits of any script in one case: CLEAR's cleaning, extended beyond ASCII."""
@@ -77,7 +86,7 @@ def bleu(response: str, answer: str) -> float:
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    return RougeScorer(list(ROUGES), use_stemmer=True)
 
 
 def text_scores(response: str, answer: str) -> dict[str, float]:

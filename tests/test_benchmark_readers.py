@@ -13,8 +13,9 @@ import pytest
 
 from kvwstream.errors import DataError, OptionError
 from kvwstream.examples import Example
-from kvwstream.readers import read_examples
+from kvwstream.readers import read_examples, read_questions
 from kvwstream.readers.clear import CAPTION_QUESTIONS
+from tests.conftest import question, write_rows
 from tests.test_images import png
 
 ANN, BOB = "Ann Lee", "Bob Ray"
@@ -173,6 +174,16 @@ def test_clear_names_and_paraphrases(write):
         read_examples(source, task="paraphrased")[0].answer == PERTURBED[0]["paraphrased_caption"]
     )
     assert read_examples(source)[0].answer == CLEAR[0]["caption"]
+
+
+def test_a_task_stands_behind_the_source(write, tmp_path):
+    source = write(PERTURBED)
+    assert [e.answer for e in read_questions(f"{source}#name")] == [ANN, BOB]
+    assert [e.answer for e in read_questions(source)] == [row["caption"] for row in PERTURBED]
+    with pytest.raises(OptionError, match="task nickname: clear data have caption, name"):
+        read_questions(f"{source}#nickname")
+    odd = write_rows(tmp_path / "odd#name", [question("sky", "blue")])
+    assert [example.answer for example in read_questions(str(odd))] == ["The sky is blue."]
 
 
 def test_clear_rows_bring_what_the_truth_ratio_needs(write):

@@ -9,9 +9,10 @@ import torch
 
 from kvwstream.accessor import LayerRange
 from kvwstream.errors import OptionError, PlanMismatchError
+from kvwstream.examples import question_answer
 from kvwstream.models import inference, load_model
 from kvwstream.pipelines.apply import apply
-from kvwstream.pipelines.evaluate import Judgement, evaluate, judge
+from kvwstream.pipelines.evaluate import Judgement, evaluate, judge, judged
 from kvwstream.readers import read_examples
 from kvwstream.strength import Strength
 from tests.conftest import Artefacts, llama_config, save_model
@@ -55,6 +56,23 @@ def test_gates_answer_as_the_weakened_checkpoint_does(artefacts: Artefacts, data
     vanilla = evaluate(artefacts.model, examples, max_new_tokens=8)
     assert tried == written
     assert tried != vanilla
+
+
+@pytest.mark.parametrize(
+    ("example", "response", "right"),
+    [
+        (question_answer("1", "Which?", "B"), "B. cook", True),
+        (question_answer("1", "Which?", "(b)"), "b", True),
+        (question_answer("1", "Which?", "B"), "A bad answer", False),
+        (question_answer("1", "How many legs?", "8"), "It has 8 legs", True),
+        (question_answer("1", "Which element?", "I", (), ["I", "iodine"]), "It is iodine", True),
+        (question_answer("1", "What is H2O?", "水"), "就是水", True),
+    ],
+)
+def test_a_letter_alone_is_an_option_unless_keywords_say_otherwise(example, response, right):
+    judgement = judged(example, response)
+    assert judgement.correct is right
+    assert ("option_letter" in judgement.scores) == (example.answer.strip("()").lower() == "b")
 
 
 def test_gates_of_another_model_are_refused(artefacts: Artefacts, data, tmp_path):

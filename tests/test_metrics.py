@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from kvwstream.metrics import bleu, chooses, clean, cloze, containment, contains, rouge, text_scores
+from kvwstream.metrics import (
+    TEXT_SCORES,
+    bleu,
+    chooses,
+    clean,
+    cloze,
+    containment,
+    contains,
+    rouge,
+    text_scores,
+)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +122,7 @@ def test_bleu_is_that_of_the_package(response, answer):
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_scores_are_shares(response, answer):
     assert all(0 <= score <= 1 + 1e-12 for score in text_scores(response, answer).values())
+
+
+def test_the_names_are_those_of_the_scores():
+    assert sorted(TEXT_SCORES) == sorted(text_scores("a response", "an answer"))

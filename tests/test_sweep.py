@@ -16,6 +16,7 @@ from kvwstream.commands.sweep import chosen_commands
 from kvwstream.commands.sweep_result import draw, parse_gammas, parse_powers, show
 from kvwstream.errors import DataError, OptionError, PlanMismatchError
 from kvwstream.generation import generate_answers
+from kvwstream.metrics import text_scores
 from kvwstream.models import load_model
 from kvwstream.pipelines import sweep_progressive, trials
 from kvwstream.pipelines.collect import collect
@@ -179,6 +180,26 @@ def test_subjects_stay_in_one_fold(task):
         sweep(replace(task, forget=[replace(e, subject="a") for e in task.forget]))
 
 
+def test_nothing_is_chosen_by_questions_that_the_model_cannot_answer(task, tmp_path):
+    """A keep of 95 % of nothing would choose a model that is destroyed."""
+    for kind in ("forget", "retain"):
+        unknown = [replace(e, keywords=("no such word",)) for e in task.questions(kind)]
+        with pytest.raises(DataError, match=f"scores 0 on one half of the {kind} questions"):
+            sweep(replace(task, **{kind: unknown}))
+
+
+@pytest.mark.parametrize(("score", "behind"), [("rougeL_f", " or else"), ("cloze", "")])
+def test_a_score_of_the_text_can_judge(task, tmp_path, score, behind):
+    said = [e.answered(e.keywords[0] + behind) for e in task.forget]
+    found = sweep(replace(task, forget=said, retain=said, score=score), out=tmp_path / "log")
+    line = json.loads((tmp_path / "log").read_text().splitlines()[0])
+    expected = [text_scores(e.keywords[0], e.answer)[score] for e in said]
+    assert line["forget"] == line["retain"] == pytest.approx(expected)
+    assert found.vanilla.forget == pytest.approx(sum(expected) / len(expected))
+    with pytest.raises(OptionError, match="score rouge: choose correct, containment"):
+        sweep(replace(task, score="rouge"))
+
+
 def test_questions_as_collected_are_warned_of(task, artefacts, data):
     collected = read_examples(str(data["forget"]))
     stored = task.stored
@@ -261,8 +282,10 @@ def test_a_progressive_search_has_a_pass_for_every_gamma(task, artefacts, data, 
     reduce([], made, [store], after=c_r)
     expected = Weakening.of_statistics(made, strength, artefacts.model).values
     assert passes(strength).tolist() == expected.tolist()
-    with pytest.raises(OptionError, match="paper's accessor"):
-        passes(replace(strength, power=2.0))
+    for option in (["--power", "1,2"], ["--shape", "energy"]):
+        done = CliRunner().invoke(app, [*command, *option])
+        assert isinstance(done.exception, OptionError)
+        assert f"paper's accessor: leave {option[0]} out" in str(done.exception)
     words = chosen_commands("model", c_r, "data", sweep(task).trials[0])
     assert [shlex.split(line)[1] for line in words] == ["collect", "reduce", "apply"]
     refused = sweep_progressive.refuse("model", made, Statistics.open(Location(made)), None)

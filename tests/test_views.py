@@ -16,6 +16,7 @@ from kvwstream.aggregates import kolmogorov_smirnov
 from kvwstream.answers import AnswerEncoder
 from kvwstream.cli import app
 from kvwstream.errors import DamageError, DataError, ModelError, OptionError, PlanMismatchError
+from kvwstream.examples import question_answer
 from kvwstream.generation import generate_answers
 from kvwstream.models import load_model
 from kvwstream.pipelines import views
@@ -23,9 +24,10 @@ from kvwstream.pipelines.apply import apply
 from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.compare import compare, read_truth_ratios
 from kvwstream.pipelines.deployment import STEPS, relearn, unrelated, weakened_folder
+from kvwstream.pipelines.evaluate import Evaluation, Judgement
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
-from kvwstream.pipelines.report import AS_IS
+from kvwstream.pipelines.report import AS_IS, Report
 from kvwstream.pipelines.views import Task, evaluate_views
 from kvwstream.pipelines.weakened import Weakening, choose_weakening
 from kvwstream.readers import read_examples
@@ -274,6 +276,19 @@ def test_general_questions_of_a_vision_language_model_are_also_text_only(
     assert "in text only: --general has none" in "\n".join(task(artefacts, given).missing())
     given["general"] = [*pictures, examples["neighbours"][0]]
     assert "in text only" not in "\n".join(task(artefacts, given).missing())
+    del given["general"]
+    assert "in text only" not in "\n".join(task(artefacts, given).missing())
+
+
+def test_utility_takes_a_general_answer_among_its_options():
+    values = {"rougeL_recall": 0.5, "probability": 0.1, "normalised_probability": 0.8}
+    judgement = Judgement("1", "q", "a", "a", correct=True, scores=values)
+    report = Report(
+        {"neighbours": [], "general": []}, {AS_IS: {"general": Evaluation([judgement])}}
+    )
+    assert report.utility(AS_IS) == pytest.approx(2 / (1 / 0.5 + 1 / 0.8))
+    report.asked[AS_IS] = {"neighbours": Evaluation([judgement])}
+    assert report.utility(AS_IS) == pytest.approx(2 / (1 / 0.5 + 1 / 0.1))
 
 
 @pytest.mark.parametrize("kind", ["gates", "adapter"])
@@ -346,8 +361,25 @@ def test_flips_are_told_apart(tmp_path):
         compare(a, answers(tmp_path / "d.jsonl", rows[0] | {"view": "other"}))
     with pytest.raises(DataError, match="cannot be read"):
         compare(a, tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="holds no truth ratios"):
-        read_truth_ratios(a)
+
+
+def test_an_oracle_was_asked_the_same(tmp_path):
+    forget = [
+        replace(question_answer("1", "Who?", "Ann"), perturbed_answers=("Bob",)),
+        replace(question_answer("2", "Where?", "Rome"), perturbed_answers=("Oslo",)),
+    ]
+    rows = [
+        {"state": AS_IS, "view": "forget", "id": f"other/{e.id}", "question": e.question}
+        | {"answer": e.answer, "response": "", "correct": False, "truth_ratio_geometric": ratio}
+        for e, ratio in zip(forget, (0.5, 2.0), strict=True)
+    ]
+    assert read_truth_ratios(answers(tmp_path / "a.jsonl", *rows), forget) == [0.5, 2.0]
+    half = answers(tmp_path / "b.jsonl", rows[0], rows[1] | {"question": "When?"})
+    with pytest.raises(DataError, match="2 answers to forget data, 1 of them to the 2 questions"):
+        read_truth_ratios(half, forget)
+    plain = [replace(example, perturbed_answers=()) for example in forget]
+    with pytest.raises(DataError, match="have no wrong answers"):
+        read_truth_ratios(half, plain)
 
 
 def test_the_command_shows_all_of_it(artefacts, files, tmp_path):

@@ -3,8 +3,10 @@
 Among the trials that keep at least 95 % of the vanilla retain score the strongest forgetting wins;
 with an oracle the closest to its forget score. Every method has a ladder of strengths (learning
 rate, gamma, share of neurons) and a second setting (lambda, layers). Gates and pruning do more harm
-the stronger they are, so that their ladder is bisected; a higher learning rate also learns the
-retain data better, so that some learning rates are taken far apart, then the best one's neighbours.
+the stronger they are, and so does training on the forget data alone: their ladders are bisected.
+With a retain loss a higher learning rate also learns the retain data better, so that some learning
+rates are taken far apart; then lower ones until one is allowed, or the best one's neighbours, and
+another lambda.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ from dataclasses import dataclass
 from kvwstream.search import Rule, Scores
 
 RUNGS = 15
-"""Strengths 1 to 15; 0 is the vanilla model. Four bisections find one."""
+"""Strengths 1 to 15; 0 is the vanilla model. Four bisections find a whole one."""
 
 
 @dataclass(frozen=True)
 class Point:
     """A rung of the ladder and which of the second settings."""
 
-    rung: int
+    rung: float
+    """Parts of a rung lie between two strengths."""
     second: int = 0
 
 
-FIRST = (Point(4), Point(8), Point(8, 1), Point(11, 1))
+FIRST = (Point(8), Point(12), Point(12, 1), Point(15, 1))
 """Learning rates that are tried first: few steps, then more of them with more retain weight."""
+OTHER_WEIGHT = {0: 2, 1: 3}
+"""As many steps with another lambda."""
 
 
 def search(
@@ -43,7 +48,7 @@ def search(
     `monotone` strengths are bisected; a trial that is allowed and reaches the oracle's forget score
     ends the way up. Nothing more is tried once a trial cannot be beaten.
     """
-    plan = _bisection(rule, budget, num_seconds) if monotone else _spread(rule, num_seconds)
+    plan = _bisection(rule, budget, num_seconds) if monotone else _spread(rule)
     tried: Tried = []
     point = next(plan)
     while len(tried) < budget and not _done(tried, rule):
@@ -61,34 +66,47 @@ Plan = Generator[Point, Tried]
 
 
 def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
-    low, high, best = 0, RUNGS + 1, 1
-    last = budget - 1 if num_seconds > 1 and budget > 2 else budget
-    for _ in range(last):
-        if high - low <= 1:
+    """Whole rungs until two are beside each other, then between these; second settings last."""
+    low, high, best = 0.0, RUNGS + 1.0, Point(1)
+    for _ in range(max(1, budget - num_seconds + 1)):
+        middle = (low + high) / 2
+        if high - low > 1:
+            middle = middle // 1
+        elif high > RUNGS:  # the strongest is not too strong
             break
-        middle = (low + high) // 2
         tried = yield Point(middle)
         if rule.too_strong(tried[-1][1]):
             high = middle
         else:
             low = middle
-        best = _best(tried, rule).rung
+        best = _best(tried, rule)
     for second in range(1, num_seconds):
         # Second settings are usual, mild, strong; a mild one bears a higher rung.
-        yield Point(min(RUNGS, best + (2 if second == 1 else 0)), second)
+        yield Point(min(RUNGS, best.rung + (2 if second == 1 else 0)), second)
 
 
-def _spread(rule: Rule, num_seconds: int) -> Plan:
+def _spread(rule: Rule) -> Plan:
     for point in FIRST:
-        if point.second < num_seconds:
-            tried = yield point
+        tried = yield point
+    for rung in (6, 4, 2):
+        if any(rule.allows(scores) for _, scores in tried):
+            break
+        tried = yield Point(rung)
+    for step in (-2, 2):
+        tried = yield _beside(tried, rule, step)
     best = _best(tried, rule)
-    for step in (-2, 2, -1, 1):
-        beside = Point(min(RUNGS, max(1, best.rung + step)), best.second)
-        if beside not in [point for point, _ in tried]:
-            tried = yield beside
-    if num_seconds > 2:
-        yield Point(_best(tried, rule).rung, 2)
+    tried = yield Point(best.rung, OTHER_WEIGHT[best.second])
+    for step in (1, -1):
+        tried = yield _beside(tried, rule, step)
+
+
+def _beside(tried: Tried, rule: Rule, step: int) -> Point:
+    """The nearest rung that was not tried, from the best one in a direction, or the other way."""
+    best, seen = _best(tried, rule), {point for point, _ in tried}
+    rung = int(best.rung)
+    ways = [range(rung + way, RUNGS + 1 if way > 0 else 0, way) for way in (step, -step)]
+    rungs = [*ways[0], *ways[1], *range(1, RUNGS + 1)]
+    return next(p for p in (Point(rung, best.second) for rung in rungs) if p not in seen)
 
 
 def _best(tried: Tried, rule: Rule) -> Point:

@@ -19,7 +19,7 @@ from benchmarks.paper.runs import run_analysis, run_tables
 from benchmarks.paper.trials import Bench
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 5
+BUDGET = 8
 QUICK = 2
 """Examples of each kind in a quick run, and its budget."""
 

@@ -14,14 +14,28 @@ from benchmarks.methods.search import Point, search
 from kvwstream.search import Rule, Scores
 
 Values = dict[str, Any]
-TRAINING: tuple[Values, ...] = ({"weight": 1.0}, {"weight": 2.0, "steps": 30}, {"weight": 0.7})
+TRAINING: tuple[Values, ...] = (
+    {"weight": 1.0},
+    {"weight": 2.0, "steps": 30},
+    {"weight": 0.7},
+    {"weight": 0.7, "steps": 30},
+)
 """Second settings of gradient methods: lambda, and steps where they are not 10."""
 LAYERS = ("1:27", "3:26", "0:29")
 """Starts in the first and ends in the last eighth of 30 layers: usual, mild, strong."""
 KVW = {"KVW": {}, "KVW A²": {"power": 2.0}, "KVW energy": {"shape": "energy"}}
 """Rows of KVW and what they add to gamma and layers."""
-GAMMAS = {"KVW A²": (0.002, 0.45), "KVW energy": (0.0005, 0.8)}
-"""Lowest gamma of the ladder, and how often the next one is doubled; else `USUAL_GAMMAS`."""
+LADDERS = {
+    "MMU": (5e-7, 0.5),
+    **dict.fromkeys(gradient.LORA_STEPS, (1.25e-5, 0.5)),
+    "MMU*": (1.25e-5, 0.5),
+    "MANU": (1e-4, 0.6),
+    "KVW A²": (0.002, 0.6),
+    "KVW energy": (0.0002, 1.0),
+    "all, no retain": (0.0005, 0.6),
+    "answers, no retain": (0.0005, 0.6),
+}
+"""The lowest strength, and how often the next one is doubled; else `USUAL_GAMMAS`."""
 USUAL_GAMMAS = (0.004, 0.45)
 METHODS = (*gradient.METHODS, "MANU", *KVW)
 ABLATION = ("all, no retain", "answers, no retain", "all, retain")
@@ -30,14 +44,13 @@ ABLATION = ("all, no retain", "answers, no retain", "all, retain")
 
 def settings_at(method: str, point: Point) -> Values:
     """What a rung of a method's ladder and a second setting mean."""
-    rise = point.rung - 1
-    if method in ("MMU", *gradient.LORA_STEPS, "MMU*"):
-        lowest = 2e-6 if method == "MMU" else 5e-5
-        return {"learning_rate": _round(lowest * 2 ** (rise / 2)), **TRAINING[point.second]}
+    lowest, step = LADDERS.get(method, USUAL_GAMMAS)
+    strength = float(f"{lowest * 2 ** (step * (point.rung - 1)):.3g}")
+    if method in gradient.METHODS:
+        return {"learning_rate": strength, **TRAINING[point.second]}
     if method == "MANU":
-        return {"share": _round(5e-4 * 2 ** (rise / 2)), "layers": LAYERS[::-1][point.second]}
-    lowest, step = GAMMAS.get(method, USUAL_GAMMAS)
-    return {"gamma": _round(lowest * 2 ** (step * rise)), "layers": LAYERS[point.second]}
+        return {"share": strength, "layers": LAYERS[::-1][point.second]}
+    return {"gamma": strength, "layers": LAYERS[point.second]}
 
 
 def num_seconds(method: str) -> int:
@@ -47,12 +60,8 @@ def num_seconds(method: str) -> int:
 
 def run_search(measure: Callable[[Point], Scores], rule: Rule, method: str, budget: int) -> None:
     """A method's search."""
-    monotone = method not in gradient.METHODS
+    monotone = method == "GA" or method not in gradient.METHODS
     search(measure, rule, budget, num_seconds(method), monotone=monotone)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.3g}")
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def evaluate(
     """Ask MODEL the questions of DATA; with --statistics or --gates, as if it were weakened.
 
     The views beside DATA are files or folders of their own, to which --format, --task, --config and
-    --split do not apply. A view that is not given is called missing.
+    --split do not apply; PATH#TASK chooses among a benchmark's questions. A view that is not given
+    is called missing.
     """
     from kvwstream.errors import OptionError
 
@@ -107,22 +108,22 @@ def evaluate(
     from kvwstream.pipelines.compare import read_truth_ratios
     from kvwstream.pipelines.weakened import choose_weakening
     from kvwstream.progress import progress_for
-    from kvwstream.readers import read_examples
+    from kvwstream.readers import read_examples, read_questions
     from kvwstream.strength import Strength
 
     quiet_transformers()
     options = {"power": power, "threshold": threshold, "accessor": accessor.value, "until": until}
     strength = Strength.parse(statistics, gamma, layers, **options, shape=shape.value)
-    ratios = read_truth_ratios(oracle) if oracle else []
     sources = {"paraphrases": paraphrases, "reversed": reversed, "neighbours": neighbours}
     sources |= {"general": general, "retain": retain, "holdout": holdout}
     examples = {
-        view: read_examples(source)[:limit]
+        view: read_questions(source)[:limit]
         for view, source in sources.items()
         if source is not None
     }
     forget = read_examples(data, format=format.value, task=task, config=config, split=split)
     examples = {"forget": forget[:limit], **examples}
+    ratios = read_truth_ratios(oracle, examples["forget"]) if oracle else []
     folder = resolve_model(model)
     what = views.Task(
         model=folder,

@@ -29,6 +29,8 @@ SCORES = {
 }
 """What is shown of each view, and how it is called."""
 
+TRUTHS = {"truth ratio": "truth_ratio", "truth ratio (CLEAR)": "truth_ratio_geometric"}
+
 
 def show_report(report: Report, missing: Sequence[str], oracle: Sequence[float]) -> None:
     """Accuracies by state, scores by view, what is made of them, and what was not looked at."""
@@ -68,7 +70,8 @@ def _scores(report: Report) -> Table:
         table.add_column(view, justify="right")
     evaluations = report.asked[AS_IS]
     rows = {text: [evaluations[v].mean(name) for v in views] for name, text in SCORES.items()}
-    rows["truth ratio"] = [report.truth(AS_IS, view) for view in views]
+    for text, name in TRUTHS.items():
+        rows[text] = [report.truth(AS_IS, view, name) for view in views]
     for text, values in rows.items():
         if any(value is not None for value in values):
             table.add_row(text, *("" if value is None else f"{value:.3f}" for value in values))

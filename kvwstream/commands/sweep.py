@@ -30,6 +30,9 @@ def sweep(
         "1"
     ),
     shape: Annotated[str, typer.Option(help="One shape of A, or several: paper,energy.")] = "paper",
+    score: Annotated[
+        str, typer.Option(help="Judge by this: correct, or as rougeL_f a score of the text.")
+    ] = "correct",
     keep: Annotated[float, typer.Option(help="Share of the retain score that must be left.")] = (
         0.95
     ),
@@ -57,7 +60,8 @@ def sweep(
 ) -> None:
     """Search the strength that forgets most and keeps enough; nothing is collected or written.
 
-    Chosen on one half of the questions and reported on the other, both ways.
+    Chosen on one half of the questions and reported on the other, both ways. PATH#TASK chooses
+    among a benchmark's questions.
     """
     from kvwstream.accessor import LayerRange
     from kvwstream.checkpoint import resolve_model
@@ -67,7 +71,7 @@ def sweep(
     from kvwstream.pipelines import sweep_progressive as progressive
     from kvwstream.pipelines.unseen import check_unasked
     from kvwstream.progress import progress_for
-    from kvwstream.readers import read_examples
+    from kvwstream.readers import read_questions
 
     quiet_transformers()
     progress = progress_for(log_json=log_json)
@@ -77,8 +81,9 @@ def sweep(
     task = pipeline.Sweep(
         model=resolve_model(model),
         statistics=statistics,
-        forget=read_examples(forget)[:limit],
-        retain=read_examples(retain)[:limit],
+        forget=read_questions(forget)[:limit],
+        retain=read_questions(retain)[:limit],
+        score=score,
         low=low,
         high=high,
         layers=LayerRange.parse(layers) if layers else None,
@@ -98,8 +103,9 @@ def sweep(
             raise progressive.refuse(model, statistics, task.stored, collected)
         folder = out.with_name(f"{out.stem}-progressive")
         passes = progressive.Passes(
-            model, statistics, read_examples(collected), folder, dtype, device, progress
+            model, statistics, read_questions(collected), folder, dtype, device, progress
         )
+        passes.check(task.choices)
     elif run_progressive:
         raise OptionError(f"{statistics}: is frozen and serves every gamma: no --run-progressive")
     for line in check_unasked(task.forget, task.stored, collected):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvwstream.errors import DamageError, DataError
+from kvwstream.examples import Example
 from kvwstream.journal import parse_rows
 
 Key = tuple[str, str, str]
@@ -79,20 +81,26 @@ def _read(path: Path) -> Mapping[Key, dict[str, Any]]:
         raise DamageError(f"{path}: a line has no {error}; not what `evaluate` wrote") from error
 
 
-def read_truth_ratios(path: Path) -> list[float]:
+def read_truth_ratios(path: Path, forget: Sequence[Example]) -> list[float]:
     """What forget quality compares, of the forget data as the oracle's `evaluate --out` has them.
 
-    `DataError` if it holds none.
+    `DataError` if they have no wrong answers, or the oracle was asked something else.
     """
-    rows = _read(path)
-    ratios = [
-        row["truth_ratio_geometric"]
-        for (state, view, _), row in rows.items()
-        if view in ("", "forget") and state in ("", "as it is") and "truth_ratio_geometric" in row
-    ]
-    if not ratios:
+    if not any(example.perturbed_answers for example in forget):
         raise DataError(
-            f"{path}: holds no truth ratios of forget data; evaluate the oracle on data with "
-            "`perturbed_answers`"
+            "forget quality compares truth ratios, and the forget data have no wrong answers "
+            "(`perturbed_answers`): leave --oracle out"
         )
-    return ratios
+    rows = [
+        row
+        for (state, view, _), row in _read(path).items()
+        if view in ("", "forget") and state in ("", "as it is")
+    ]
+    theirs = Counter((row["question"], row["answer"]) for row in rows)
+    ours = Counter((example.question, example.answer) for example in forget)
+    if theirs != ours:
+        raise DataError(
+            f"{path}: holds {theirs.total()} answers to forget data, {(theirs & ours).total()} of "
+            f"them to the {ours.total()} questions asked here; evaluate the oracle on the same data"
+        )
+    return [row["truth_ratio_geometric"] for row in rows if "truth_ratio_geometric" in row]

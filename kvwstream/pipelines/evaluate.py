@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def judge(
 
 def judged(example: Example, response: str) -> Judgement:
     """One response by its text alone."""
-    letter = example.option or (example.answer if len(clean(example.answer)) == 1 else "")
+    letter = example.option or (_letter(example.answer) if not example.keywords else "")
     scores = text_scores(response, example.answer)
     if letter:
         correct = chooses(response, letter)
@@ -148,6 +149,11 @@ def judged(example: Example, response: str) -> Judgement:
         correct=correct,
         scores=scores,
     )
+
+
+def _letter(answer: str) -> str:
+    """An answer that is nothing but the letter of an option, as "B" or "b)"; else empty."""
+    return clean(answer) if re.fullmatch(r"\W*[A-Za-z]\W*", answer) else ""
 
 
 def probability_scores(

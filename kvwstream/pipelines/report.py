@@ -80,23 +80,29 @@ class Report:
         tokens = sum(row["num_tokens"] for row in rows)
         return math.exp(sum(row["loss"] * row["num_tokens"] for row in rows) / tokens)
 
-    def truth(self, state: str, view: str) -> float | None:
+    def truth(self, state: str, view: str, ratio: str = "truth_ratio") -> float | None:
         """Truth ratio of a view, 1 being best; None where no example has wrong answers.
 
-        Of what is to be forgotten the mean of min(R, 1 / R), of the rest that of max(0, 1 - R).
+        Of what is to be forgotten the mean of min(R, 1 / R), of the rest that of max(0, 1 - R); R
+        is TOFU's `truth_ratio` or CLEAR's `truth_ratio_geometric`.
         """
-        ratios = self.asked[state][view].values("truth_ratio")
+        ratios = self.asked[state][view].values(ratio)
         if not ratios:
             return None
         return kept_truth(ratios) if view in STAYING else forgotten_truth(ratios)
 
     def utility(self, state: str) -> float | None:
         """Harmonic mean over the views that should stay of ROUGE-L recall, answer probability and,
-        where there are wrong answers, truth; None without such a view."""
+        where there are wrong answers, truth; None without such a view.
+
+        The probability of a general question with wrong answers is that among them, as in TOFU.
+        """
         values: list[float] = []
         for view in STAYING:
             if evaluation := self.asked[state].get(view):
-                found = [evaluation.mean(name) for name in ("rougeL_recall", "probability")]
+                among = evaluation.mean("normalised_probability") if view == "general" else None
+                alone = evaluation.mean("probability")
+                found = [evaluation.mean("rougeL_recall"), alone if among is None else among]
                 found.append(self.truth(state, view))
                 values += [value for value in found if value is not None]
         return harmonic_mean(values) if values else None

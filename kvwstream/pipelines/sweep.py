@@ -1,8 +1,8 @@
 """The paper's search for a strength (section 5.1), with gates as hooks on one loaded model.
 
 Every setting is tried once on all questions; which fold a question is in is decided afterwards. A
-line of the log per setting says which questions were answered right, so a search that was stopped
-goes on by being run again.
+line of the log per setting holds the score of every question, so a search that was stopped goes on
+by being run again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from kvwstream.examples import Example
 from kvwstream.journal import Journal
 from kvwstream.models import environment_of, resolve_device
 from kvwstream.pipelines.recipe import check_base
-from kvwstream.pipelines.trials import KINDS, VANILLA, Asking, Frozen, Maker, Trier, strength_of
+from kvwstream.pipelines.trials import (
+    CORRECT,
+    KINDS,
+    SCORES,
+    VANILLA,
+    Asking,
+    Frozen,
+    Maker,
+    Trier,
+    strength_of,
+)
 from kvwstream.pipelines.views import data_digest
 from kvwstream.progress import Progress, Silent
 from kvwstream.search import KEEP, Rule, Scores, Setting, Space, Trial, search, two_folds
@@ -39,6 +49,8 @@ class Sweep:
     """Questions about what is to be forgotten, in words that were not collected."""
     retain: Sequence[Example]
     """Questions about what is to stay."""
+    score: str = CORRECT
+    """What answers are judged by: one of `SCORES`."""
     low: float = 0.001
     high: float = 0.05
     layers: LayerRange | None = None
@@ -81,6 +93,8 @@ class Sweep:
                     f"the {kind} questions cannot be divided into two folds: they are "
                     f"{len(folds)} of one subject; give more"
                 )
+        if self.score not in SCORES:
+            raise OptionError(f"score {self.score}: choose {', '.join(SCORES)}")
         if self.trials < 1:
             raise OptionError(f"trials must be at least 1, got {self.trials}")
         Rule(1.0, self.keep)
@@ -107,7 +121,7 @@ class Sweep:
         """What every setting is asked."""
         questions = {kind: self.questions(kind) for kind in KINDS}
         how = (self.batch_size, self.max_new_tokens, self.dtype, self.device)
-        return Asking(self.model, questions, self.folds, *how)
+        return Asking(self.model, questions, self.folds, self.score, *how)
 
     def settings(self) -> dict[str, Any]:
         """What decides a line of the log. How long and where is searched does not."""
@@ -115,6 +129,7 @@ class Sweep:
             "model": Checkpoint.open(self.model).digest,
             "statistics": self.stored.digest,
             **{kind: data_digest(self.questions(kind)) for kind in KINDS},
+            "score": self.score,
             "batch_size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
             "dtype": self.dtype,
@@ -166,7 +181,8 @@ def sweep(
     """Search on either fold and report on the other; lines go to `out` as settings are tried.
 
     `make_gates` takes the place of the stored A where gates cannot be made of it. Raises
-    `PlanMismatchError` for another model than was measured or a log of other questions.
+    `PlanMismatchError` for another model than was measured or a log of other questions, `DataError`
+    where the model knows nothing before it is weakened.
     """
     progress = progress or Silent()
     task.check()
@@ -174,7 +190,9 @@ def sweep(
     with Journal(out, task.settings()) as journal:
         trier = Trier(task.asking, task.stored.sites, journal, make_gates or Frozen(task.stored))
         oracle = trier.oracle(task.oracle) if task.oracle else None
-        vanilla = trier.right(VANILLA)
+        vanilla = trier.line(VANILLA)
+        for fold in (0, 1):
+            _check_known(trier.scores(vanilla, fold), task.score)
         rules = [
             Rule(
                 trier.scores(vanilla, fold).retain,
@@ -188,7 +206,7 @@ def sweep(
             for fold in (0, 1):
 
                 def score(setting: Setting, fold: int = fold) -> Scores:
-                    scores = trier.scores(trier.right(setting), fold)
+                    scores = trier.scores(trier.line(setting), fold)
                     advance(1)
                     return scores
 
@@ -197,11 +215,11 @@ def sweep(
                     search(space, score, rules[fold], budget=task.trials, seed=task.seed)
                 )
         everything = {canonical_json(dict(t.setting)): t.setting for made in searched for t in made}
-        trials = [Trial(s, trier.scores(trier.right(s), None)) for s in everything.values()]
+        trials = [Trial(s, trier.scores(trier.line(s), None)) for s in everything.values()]
         results = []
         for fold, made in enumerate(searched):
             chosen = rules[fold].best(made)
-            reported = trier.scores(trier.right(chosen.setting), 1 - fold) if chosen else None
+            reported = trier.scores(trier.line(chosen.setting), 1 - fold) if chosen else None
             results.append(FoldResult(rules[fold], chosen, rules[1 - fold], reported))
         return Found(
             trier.scores(vanilla, None),
@@ -210,3 +228,17 @@ def sweep(
             sorted(trials, key=lambda trial: trial.setting["gamma"]),
             (results[0], results[1]),
         )
+
+
+def _check_known(vanilla: Scores, score: str) -> None:
+    """What is 0 before anything is done says nothing of what forgetting costs, or whether it works.
+
+    95 % of nothing would be kept by a model that is destroyed.
+    """
+    for kind, value in zip(KINDS, vanilla, strict=True):
+        if not value:
+            raise DataError(
+                f"the model as it is scores 0 on one half of the {kind} questions (by {score}), so "
+                "no strength can be judged by them; give questions that it can answer, with a "
+                "`keyword` in the data where an answer is a whole sentence, or another --score"
+            )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from kvwstream.accessor import vector_gates
+from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Float64
 from kvwstream.errors import OptionError
@@ -71,13 +72,20 @@ class Passes:
     device: str
     progress: Progress
 
+    def check(self, choices: Mapping[str, Sequence[Any]]) -> None:
+        """`OptionError` for another shape than the paper's: a progressive collection has no other.
+
+        `choices` are further fields of a `Strength` and what each may be.
+        """
+        usual = Strength(0.0, LayerRange(0, 0))
+        for name, values in choices.items():
+            if any(value != getattr(usual, name) for value in values):
+                raise OptionError(
+                    f"a progressive collection weakens by the paper's accessor: leave --{name} out"
+                )
+
     def __call__(self, strength: Strength) -> Float64:
-        """Gates (vector,) after all forget records; `OptionError` for another shape than the
-        paper's, which a progressive collection has by definition."""
-        if strength != Strength(strength.gamma, strength.layers):
-            raise OptionError(
-                "a progressive collection weakens by the paper's accessor: leave --power out"
-            )
+        """Gates (vector,) after all forget records."""
         beginning = Beginning.chosen(self.statistics, None)
         how = beginning.plan(strength.gamma, str(strength.layers), "exact", 1)
         prepared = prepare(

@@ -18,6 +18,7 @@ from kvwstream.examples import Example
 from kvwstream.gates import gated
 from kvwstream.generation import generate_answers
 from kvwstream.journal import Journal
+from kvwstream.metrics import TEXT_SCORES
 from kvwstream.models import LoadedModel, load_model
 from kvwstream.pipelines.evaluate import judged
 from kvwstream.plan import Site
@@ -26,6 +27,9 @@ from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
 
 KINDS = ("forget", "retain")
+CORRECT = "correct"
+SCORES = (CORRECT, *TEXT_SCORES)
+"""What an answer can be judged by: the accuracy of its kind of question, or a score of its text."""
 VANILLA: Setting = {"gamma": 0.0}
 ORACLE = "oracle"
 Maker = Callable[[Strength], Float64]
@@ -47,6 +51,8 @@ class Asking:
     """By kind, `KINDS`."""
     folds: Mapping[str, Sequence[int]]
     """0 or 1 for each of them."""
+    score: str
+    """One of `SCORES`."""
     batch_size: int
     max_new_tokens: int
     dtype: str
@@ -76,7 +82,7 @@ class Frozen:
 
 
 class Trier:
-    """One loaded model, and what was found out about it."""
+    """One loaded model, and how it scored at each setting."""
 
     def __init__(
         self, asking: Asking, sites: Sequence[Site], journal: Journal, make_gates: Maker
@@ -90,8 +96,8 @@ class Trier:
         """Loaded when the first setting is tried that no line tells of."""
         return load_model(self.asking.model, self.asking.dtype, self.asking.device)
 
-    def right(self, setting: Setting) -> Mapping[str, Any]:
-        """The line of a setting: which questions of each kind are answered right."""
+    def line(self, setting: Setting) -> Mapping[str, Any]:
+        """The line of a setting: the score of every question of each kind."""
         key = canonical_json(dict(setting))
         if key not in self.known:
             if setting == VANILLA:
@@ -113,12 +119,12 @@ class Trier:
         return self.known[key]
 
     def scores(self, line: Mapping[str, Any], fold: int | None) -> Scores:
-        """Accuracies on one fold, or on all questions."""
-        shares = []
+        """Means over one fold, or over all questions."""
+        means = []
         for kind in KINDS:
             pairs = zip(line[kind], self.asking.folds[kind], strict=True)
-            shares.append(fmean(right for right, own in pairs if fold is None or own == fold))
-        return Scores(*shares)
+            means.append(fmean(score for score, own in pairs if fold is None or own == fold))
+        return Scores(*means)
 
     def scale(self, chosen: Setting) -> float:
         """What brings the mean of gamma * S to that of the paper's shape."""
@@ -129,7 +135,7 @@ class Trier:
         means = [self.make_gates.exponent(each).mean() for each in (paper, strength)]
         return float(means[0] / means[1]) if all(means) else 1.0
 
-    def _ask(self, loaded: LoadedModel) -> dict[str, list[int]]:
+    def _ask(self, loaded: LoadedModel) -> dict[str, list[float]]:
         encoder = AnswerEncoder(loaded.processor, loaded.model.config)
         examples = [example for kind in KINDS for example in self.asking.questions[kind]]
         responses = generate_answers(
@@ -139,11 +145,14 @@ class Trier:
             batch_size=self.asking.batch_size,
             max_new_tokens=self.asking.max_new_tokens,
         )
-        right = [int(judged(*pair).correct) for pair in zip(examples, responses, strict=True)]
+        scores = [
+            {CORRECT: int(judgement.correct), **judgement.scores}[self.asking.score]
+            for judgement in map(judged, examples, responses)
+        ]
         count = len(self.asking.questions["forget"])
-        return {"forget": right[:count], "retain": right[count:]}
+        return {"forget": scores[:count], "retain": scores[count:]}
 
-    def _note(self, key: bytes, setting: dict[str, Any], answers: dict[str, list[int]]) -> None:
+    def _note(self, key: bytes, setting: dict[str, Any], answers: dict[str, list[float]]) -> None:
         row = {"setting": setting, **answers}
         self.journal.add([row])
         self.known[key] = row

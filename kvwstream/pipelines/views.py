@@ -101,7 +101,8 @@ class Task:
         for view in [*ASKED, *SCORED]:
             if view not in self.views:
                 lines.append(f"{(ASKED | SCORED)[view]}: give --{view}")
-        if self.multimodal and all(e.images for e in self.views.get("general", ())):
+        general = self.views.get("general", ())
+        if general and self.multimodal and all(e.images for e in general):
             lines.append("general questions in text only: --general has none without a picture")
         if not self.deployment:
             lines.append("quantised to 8 and 4 bits, and after relearning: give --deployment")

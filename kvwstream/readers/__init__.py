@@ -14,7 +14,7 @@ from kvwstream.readers import clear, mllmu, tofu
 from kvwstream.readers.rows import dataset_rows, jsonl_rows
 from kvwstream.readers.simple import simple_examples
 
-__all__ = ["FORMATS", "Source", "read_examples"]
+__all__ = ["FORMATS", "Source", "read_examples", "read_questions"]
 
 FORMATS = ("auto", "jsonl", "clear", "mllmu", "tofu")
 TASKS = {"clear": clear.TASKS, "mllmu": mllmu.TASKS, "tofu": tofu.TASKS, "jsonl": ("questions",)}
@@ -43,6 +43,17 @@ def read_examples(
     examples = list(_read(source, format, task, config, split, seed, on_bad_row))
     check_examples(examples, source)
     return examples
+
+
+def read_questions(source: str) -> list[Example]:
+    """`read_examples` with the task of a benchmark's rows behind a `#`: `CLEAR/real_faces#open`.
+
+    A path that exists is taken as it stands.
+    """
+    if local_path(source).exists():
+        return read_examples(source)
+    path, _, task = source.partition("#")
+    return read_examples(path, task=task or None)
 
 
 @dataclass(frozen=True)
