@@ -17,10 +17,14 @@ from kvwstream.errors import OptionError
 Setting = Mapping[str, Any]
 KEEP = 0.95
 """The paper's share of the vanilla model's retain score."""
-CLOSE = 1.05
+CLOSE = 1.06
 """A bisection ends when the two sides differ by less than this factor."""
+FAIRLY_CLOSE = 1.25
+"""The same for one of many proposals, so that there are many."""
 STRIDE = 1.5
 """Factor of the steps from a guess of gamma towards the boundary."""
+REFINING = 2
+"""Trials of the budget that are kept for the best proposal's gamma, to make it `CLOSE`."""
 PROPOSALS = 4
 """Proposals of Optuna per trial of the budget: it may repeat what is known, which costs nothing."""
 ROUNDING = 1e-9
@@ -122,7 +126,7 @@ def bisection(low: float, high: float, points: int) -> Generator[float, bool]:
         verdicts.append((yield gamma))
     edges = [n for n in range(points - 1) if not verdicts[n] and verdicts[n + 1]]
     if edges:
-        yield from _halves(grid[edges[-1]], grid[edges[-1] + 1])
+        yield from _halves(grid[edges[-1]], grid[edges[-1] + 1], CLOSE)
 
 
 def gallop(start: float, low: float, high: float) -> Generator[float, bool]:
@@ -132,13 +136,13 @@ def gallop(start: float, low: float, high: float) -> Generator[float, bool]:
     stride = 1 / STRIDE if too_strong else STRIDE
     while low <= (following := _short(gamma * stride)) <= high:
         if (yield following) != too_strong:
-            yield from _halves(*sorted((gamma, following)))
+            yield from _halves(*sorted((gamma, following)), FAIRLY_CLOSE)
             return
         gamma = following
 
 
-def _halves(weak: float, strong: float) -> Generator[float, bool]:
-    while strong / weak > CLOSE:
+def _halves(weak: float, strong: float, close: float) -> Generator[float, bool]:
+    while strong / weak > close:
         middle = _short(math.sqrt(weak * strong))
         if (yield middle):
             strong = middle
@@ -189,13 +193,13 @@ def search(
     """At most `budget` trials, in the order in which they were made.
 
     Gamma alone: `points` over the range, then a bisection. With more to choose, Optuna's TPE
-    proposes the choices and each proposal is judged by the best of a bisection of its own, which
-    begins at the gamma that was best before.
+    proposes the choices and each proposal is judged by the best of a rough bisection of its own,
+    which begins at the gamma that was best before; the best of all is bisected further.
     `OptionError` where Optuna is needed and not installed.
     """
     trials: list[Trial] = []
 
-    def follow(chosen: Setting, gammas: Generator[float, bool]) -> list[Trial]:
+    def follow(chosen: Setting, gammas: Generator[float, bool], budget: int) -> list[Trial]:
         """The trials of a bisection for fixed choices, as far as the budget goes."""
         made: list[Trial] = []
         gamma: float | None = next(gammas)
@@ -213,13 +217,14 @@ def search(
         follow(
             {name: values[0] for name, values in space.choices.items()},
             bisection(space.low, space.high, points),
+            budget,
         )
         return trials
     study = _study(seed)
     losses: dict[tuple[int, ...], float] = {}
-    guess = math.sqrt(space.low * space.high)
+    guess, rough = math.sqrt(space.low * space.high), max(1, budget - REFINING)
     for _ in range(PROPOSALS * budget):
-        if len(trials) == budget:
+        if len(trials) == rough:
             break
         proposal = study.ask()
         places = tuple(_suggest(proposal, *item) for item in space.choices.items())
@@ -227,11 +232,22 @@ def search(
             items = zip(space.choices.items(), places, strict=True)
             chosen = {name: values[place] for (name, values), place in items}
             factor = space.scale(chosen)
-            made = follow(chosen, gallop(guess * factor, space.low * factor, space.high * factor))
+            gammas = gallop(guess * factor, space.low * factor, space.high * factor)
+            made = follow(chosen, gammas, rough)
             losses[places] = rule.loss(made)
             if best := rule.best(made):
                 guess = best.setting["gamma"] / factor
         study.tell(proposal, losses[places])
+    if best := rule.best(trials):
+        chosen = {name: best.setting[name] for name in space.choices}
+        stronger = [
+            trial.setting["gamma"]
+            for trial in trials
+            if {**trial.setting, "gamma": 0} == {**chosen, "gamma": 0}
+            and trial.setting["gamma"] > best.setting["gamma"]
+        ]
+        if stronger and not rule.too_strong(best.scores):
+            follow(chosen, _halves(best.setting["gamma"], min(stronger), CLOSE), budget)
     return trials
 
 
@@ -244,7 +260,7 @@ def _study(seed: int) -> Any:
             "'kvwstream[sweep]'; or fix the layers with --layers and the power with --power"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2)
     return optuna.create_study(sampler=sampler)
 
 

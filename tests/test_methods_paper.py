@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,31 +18,39 @@ from benchmarks.methods.search import Point
 from benchmarks.methods.training import answer_loss, label
 from benchmarks.paper import quick, recipe, tables
 from benchmarks.paper.cases import Case, spread
+from benchmarks.paper.command import main
 from benchmarks.paper.cost import count_flops
 from benchmarks.paper.folds import write_folds
+from benchmarks.paper.published import clear, mllmu
 from benchmarks.paper.report import write_report
-from benchmarks.paper.results import (
-    ABLATION,
-    METHODS,
-    Log,
-    Results,
-    Values,
-    num_seconds,
-    settings_at,
-)
-from benchmarks.paper.runs import RANGES, RANKED, RANKS
+from benchmarks.paper.results import Log, Results
+from benchmarks.paper.runs import ENDS, RANKED, RANKS
+from benchmarks.paper.settings import ABLATION, METHODS, Values, num_seconds, settings_at
 from benchmarks.paper.trials import Bench
 from kvwstream.answers import AnswerEncoder
 from kvwstream.cli import app
+from kvwstream.metrics import text_scores
 from kvwstream.models import load_model
+from kvwstream.pipelines.trials import SCORES
 from kvwstream.readers import read_examples
+from tests.conftest import llama_config, save_model
+from tests.families import build_family
+from tests.test_benchmark_readers import (
+    CLEAR,
+    PERTURBED,
+    PROFILE,
+    REAL_FACES,
+    REAL_WORLD,
+    with_images,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 
 @pytest.fixture
-def bench(llama: Path, data: dict[str, Path], tmp_path: Path) -> Bench:
-    """Two layers that forget five colours; folds of two questions."""
+def bench(data: dict[str, Path], tmp_path: Path) -> Bench:
+    """Four layers that forget five colours; folds of two questions."""
+    model = save_model(tmp_path / "model", llama_config(layers=4))
     forget, retain = (read_examples(str(data[kind])) for kind in ("forget", "retain"))
     questions = {
         "forget_1": forget[:2],
@@ -49,18 +58,13 @@ def bench(llama: Path, data: dict[str, Path], tmp_path: Path) -> Bench:
         "retain_1": retain[:2],
         "retain_2": retain[2:4],
     }
-    case = Case("tiny", "two layers", llama, None, forget, retain, questions, {}, 3)
+    case = Case("tiny", "four layers", model, None, forget, retain, questions, {}, 3)
     return Bench(case, Log(tmp_path / "log.jsonl"), tmp_path, most_steps=1)
-
-
-def narrow(settings: Values) -> Values:
-    """The same within the two layers of the tiny model."""
-    return {**settings, "layers": "0:1"} if "layers" in settings else settings
 
 
 @pytest.mark.parametrize("method", [*METHODS, *ABLATION])
 def test_every_method_makes_a_trial_and_only_once(method: str, bench: Bench) -> None:
-    settings = narrow(settings_at(method, Point(9)))
+    settings = settings_at(method, Point(9), 4)
     before = {name: value.clone() for name, value in bench.case.loaded.model.state_dict().items()}
     trial = bench.trial(method, settings)
     assert trial["scores"].keys() == bench.case.questions.keys()
@@ -104,18 +108,19 @@ def made_up(case: str, extras: tuple[str, ...]) -> Iterator[Values]:
         }
 
     asked = {name: [["Who?", "Ann"], ["Where?", "Rome"]] for name in sets}
-    yield {**trial("vanilla", {}, 1.0, 1.0), "asked": asked}
+    yield {**trial("vanilla", {}, 1.0, 1.0), "asked": asked, "num_layers": 30}
     for method in (*METHODS, *ABLATION):
         for second in range(num_seconds(method)):
-            for rung in range(1, 16):
-                values = settings_at(method, Point(rung, second))
+            for rung in (quarters / 4 for quarters in range(1, 61)):
+                values = settings_at(method, Point(rung, second), 30)
                 yield trial(method, values, max(0, 1 - rung / 12), 1.0 if rung < 10 else 0.5)
                 if method in RANKED:
                     for rank in RANKS:
                         yield trial(method, {**values, "rank": rank}, 0.5, 0.9)
                 if method == "KVW":
-                    for layers in RANGES:
-                        yield trial(method, {**values, "layers": layers}, 0.5, 0.9)
+                    for first, behind in ENDS:
+                        layers = {"layers": f"{first}:{30 - behind}"}
+                        yield trial(method, {**values, **layers}, 0.5, 0.9)
 
 
 def write_log(results: Path) -> None:
@@ -134,12 +139,12 @@ def write_log(results: Path) -> None:
 def test_report_holds_every_table_and_figure(tmp_path: Path) -> None:
     write_log(tmp_path / "results")
     docs = tmp_path / "docs"
-    write_report(tmp_path / "results", docs / "results.md", docs / "figures", budget=5)
+    write_report(tmp_path / "results", docs / "results.md", docs / "figures", budget=8)
     quick.check(docs)
     text = (docs / "results.md").read_text()
     for title in ("Tables 1 and 2", "Table 3", *(f"Figure {n}" for n in (1, 3, 4, 5, 6))):
         assert f"## {title}" in text
-    assert "| KVW | 0.25 | 1.00 | 0.25 | 1.00 |" in text  # rung 9, the strongest that keeps enough
+    assert "| KVW | 0.19 | 1.00 | 0.19 | 1.00 |" in text  # rung 9.75, the strongest that is allowed
     assert "says \\| so" in text
     assert sum(file.stat().st_size for file in (docs / "figures").iterdir()) < 300_000
 
@@ -148,14 +153,14 @@ def test_report_is_the_same_bytes_again(tmp_path: Path) -> None:
     write_log(tmp_path / "results")
     for name in ("one", "two"):
         docs = tmp_path / name
-        write_report(tmp_path / "results", docs / "results.md", docs / "figures", budget=5)
+        write_report(tmp_path / "results", docs / "results.md", docs / "figures", budget=8)
     names = [file.name for file in (tmp_path / "one" / "figures").iterdir()]
     for name in ("results.md", *(f"figures/{name}" for name in names)):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_report_of_nothing_says_so(tmp_path: Path) -> None:
-    write_report(tmp_path, tmp_path / "docs" / "results.md", tmp_path / "figures", budget=5)
+    write_report(tmp_path, tmp_path / "docs" / "results.md", tmp_path / "figures", budget=8)
     assert (tmp_path / "docs" / "results.md").read_text().count(tables.NOT_RUN) > 8
     with pytest.raises(SystemExit, match="missing in the report"):
         quick.check(tmp_path / "docs")
@@ -165,18 +170,18 @@ def test_choice_is_made_on_the_other_fold_and_low_retain_is_marked() -> None:
     def trial(settings: Values, one: tuple[float, float], two: tuple[float, float]) -> Values:
         scores = dict(zip(("forget_1", "retain_1"), one, strict=True))
         scores |= dict(zip(("forget_2", "retain_2"), two, strict=True))
-        return {"method": "GA" if settings else "vanilla", "settings": settings, "scores": scores}
+        return {"method": "GD" if settings else "vanilla", "settings": settings, "scores": scores}
 
-    one, two = (settings_at("GA", Point(rung)) for rung in (4, 8))
-    vanilla = trial({}, (1, 1), (1, 1))
+    one, two = (settings_at("GD", Point(rung), 30) for rung in (8, 12))
+    vanilla = trial({}, (1, 1), (1, 1)) | {"num_layers": 30}
     good = [trial(one, (0.1, 1), (0.7, 1)), trial(two, (0.8, 1), (0.2, 1))]
     results = Results([vanilla, *good])
-    found = tables.choices(results, "GA", budget=2)
+    found = tables.choices(results, "GD", budget=2)
     assert [found[test].forget for test in (1, 2)] == ["0.80", "0.70"]
-    assert results.finished("GA", budget=2)
-    assert not results.finished("GA", budget=3)
+    assert results.finished("GD", budget=2)
+    assert not results.finished("GD", budget=3)
     poor = [trial(one, (0.1, 0.9), (0.7, 0.8)), trial(two, (0.8, 0.4), (0.2, 0.6))]
-    found = tables.choices(Results([vanilla, *poor]), "GA", budget=2)
+    found = tables.choices(Results([vanilla, *poor]), "GD", budget=2)
     assert [found[test].retain for test in (1, 2)] == ["0.85 ✗", "0.85 ✗"]
 
 
@@ -184,18 +189,86 @@ def test_choice_is_made_on_the_other_fold_and_low_retain_is_marked() -> None:
 def test_recipe_is_made_of_commands_that_kvwstream_takes(chosen: recipe.Recipe) -> None:
     group = typer.main.get_command(app)
     lines = recipe.commands(chosen)
-    parsed = []
+    parsed = {}
     for line in lines:
-        words = shlex.split(line.replace("$gamma", "0.02").replace("$layers", "1:25"))
+        words = shlex.split(line.partition(" | ")[0])
         if words[0] == "kvwstream":
-            words = [w.replace("${GAMMA:?}", "0.02").replace("${LAYERS:?}", "1:25") for w in words]
             command = group.commands[words[1]]
-            parsed.append(command.make_context(words[1], words[2:]).params)
-    names = [line.split()[1] for line in lines if line.startswith("kvwstream")]
-    assert list(dict.fromkeys(names)) == ["collect", "reduce", "evaluate", "apply", "audit"]
-    stores = [values["store"] for values in parsed if "store" in values]
-    assert parsed[names.index("reduce")]["retain"] == stores[:1]
-    assert parsed[names.index("reduce")]["forget"] == stores[1:]
+            parsed.setdefault(words[1], []).append(command.make_context(words[1], words[2:]).params)
+    assert list(parsed) == ["collect", "reduce", "sweep", "evaluate", "audit"]
+    stores = [values["store"] for values in parsed["collect"]]
+    (reduced,), (swept,) = parsed["reduce"], parsed["sweep"]
+    assert [*reduced["retain"], *reduced["forget"]] == stores
+    assert swept["statistics"] in reduced.values()
+    assert swept["score"] in SCORES
+
+
+def with_folds(sets: dict[str, list[Values]], folder: Path) -> Path:
+    for name, rows in sets.items():
+        with_images(rows).save_to_disk(folder / name)
+    return folder
+
+
+def test_clear_is_asked_for_names_and_among_options(llama: Path, tmp_path: Path) -> None:
+    sets = {"forget05": CLEAR[:1], "retain95": CLEAR[1:]}
+    sets |= {f"forget05_perturbed_{fold}": [PERTURBED[0]] for fold in (1, 2)}
+    sets |= {f"retain_perturbed_{fold}": [PERTURBED[1]] for fold in (1, 2)}
+    sets |= {"real_faces": REAL_FACES, "real_world": REAL_WORLD}
+    case = clear(with_folds(sets, tmp_path), llama, None, 5)
+    assert [e.answer for e in case.forget] == [CLEAR[0]["caption"]]
+    assert [e.answer for e in case.retain] == [CLEAR[1]["caption"]]
+    answers = {name: [e.answer for e in examples] for name, examples in case.questions.items()}
+    for fold in (1, 2):
+        assert answers[f"forget_{fold}"] == [CLEAR[0]["name"]]
+        assert answers[f"retain_{fold}"] == [CLEAR[1]["name"]]
+    assert all(case.questions[name][0].option for name in case.extras)
+    open_case = clear(tmp_path, llama, None, 5, faces="open")
+    assert not any(open_case.questions[name][0].option for name in case.extras)
+
+
+def test_mllmu_is_judged_by_rouge(llama: Path, tmp_path: Path) -> None:
+    names = ("forget_5", "retain_95", "forget_5_1", "forget_5_2", "retain_95_1", "retain_95_2")
+    sets = {name: [{**PROFILE, "ID": str(n)}] for n, name in enumerate((*names, "Retain_Set"))}
+    case = mllmu(with_folds(sets, tmp_path), llama, None, 5)
+    assert case.judged_by in SCORES
+    assert [e.answer for e in case.questions["forget_1"]] == ["It is Ann.", "She flies."]
+    plain = [e for e in case.questions["forget_1"] if not e.images]
+    (answered,) = replace(case, questions={"forget_1": plain}).ask().values()
+    expected = [text_scores(answered.responses[0], plain[0].answer)["rougeL_f"]]
+    assert answered.scores == expected
+    assert answered.score == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["text", "--quick"], "give --results, --work of its own"),
+        (["text", "--quick", "--work", "elsewhere"], "give --results, --work of its own"),
+        (["clear"], "clear needs --data and --vanilla"),
+        (["text", "--methods", "NOP"], "invalid choice: 'NOP'"),
+    ],
+)
+def test_what_would_spoil_the_results_is_refused(words, message, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["paper", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+
+
+def test_trials_of_another_model_are_not_taken_up(bench: Bench, llama: Path) -> None:
+    bench.vanilla()
+    bench.vanilla()
+    other = replace(bench, case=replace(bench.case, folder=llama))
+    with pytest.raises(LookupError, match="of another model or other data"):
+        other.vanilla()
+
+
+def test_fine_tuning_adapts_the_language_model_alone(tmp_path: Path) -> None:
+    model = load_model(build_family("llava", tmp_path / "model")).model
+    names = oracle.language_layers(model)
+    assert names
+    assert all("language_model" in name for name in names)
+    assert not any("lm_head" in name for name in names)
 
 
 def test_folds_hold_every_row_once_and_a_person_in_one_of_them(tmp_path: Path) -> None:

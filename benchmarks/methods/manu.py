@@ -33,27 +33,33 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of the three moments over a store, and each record's mean |z|."""
+    """Token means of the three moments over a store, and its records, one part in memory."""
 
-    sites: list[Site]
+    store: CollectStore
     means: dict[str, Float64]
-    """Per moment, the token mean (vector,)."""
-    record_means: Float64
-    """(record, vector) token means of |z|."""
+    """Per moment (vector,)."""
 
     @classmethod
     def read(cls, url: str) -> Sums:
         """Of a complete store that holds the three moments."""
         store = CollectStore.open(Location(url))
         store.require_sealed()
-        parts = [store.read_records(part.number) for part in store.plan.parts]
-        counts = np.concatenate([part.counts for part in parts])
-        sums = {m: np.concatenate([part.sums[m] for part in parts]) for m in MOMENTS}
-        means = {
-            moment: token_mean(rows.sum(axis=0, dtype=np.float64), counts.sum(axis=0), store.widths)
-            for moment, rows in sums.items()
-        }
-        return cls(store.sites, means, token_mean(sums["abs"], counts, store.widths))
+        sums = {moment: np.zeros(store.plan.num_vectors) for moment in MOMENTS}
+        counts = np.zeros(len(store.sites), np.int64)
+        for part in map(store.read_records, range(store.num_parts)):
+            counts += part.counts.sum(axis=0)
+            for moment, total in sums.items():
+                total += part.sums[moment].sum(axis=0, dtype=np.float64)
+        means = {m: token_mean(total, counts, store.widths) for m, total in sums.items()}
+        return cls(store, means)
+
+    def share_above(self, bound: Float64) -> Float64:
+        """(vector,) the share of records whose mean |z| exceeds `bound`."""
+        above = np.zeros(bound.shape, np.int64)
+        for part in map(self.store.read_records, range(self.store.num_parts)):
+            means = token_mean(part.sums["abs"], part.counts, self.store.widths)
+            above += (means > bound).sum(axis=0)
+        return above / self.store.num_records
 
     @cached_property
     def deviation(self) -> Float64:
@@ -66,7 +72,7 @@ def importances(sums: Sums, retain: Sums) -> dict[str, Float64]:
     """The four scores (vector,) of the data behind `sums`."""
     return {
         "abs": sums.means["abs"],
-        "freq": (sums.record_means > retain.means["abs"]).mean(axis=0),
+        "freq": sums.share_above(retain.means["abs"]),
         "var": sums.deviation,
         "rms": np.sqrt(sums.means["square"]),
     }

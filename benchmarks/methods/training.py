@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,15 +104,14 @@ def sequence_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def lora(model: PreTrainedModel, rank: int, seed: int) -> Iterator[PeftModel]:
-    """A fresh LoRA on every linear layer but the output layer; gone when the context ends."""
+def lora(model: PreTrainedModel, rank: int, seed: int, **changes: Any) -> Iterator[PeftModel]:
+    """A fresh LoRA on every linear layer but the output layer; gone when the context ends.
+
+    `changes` are fields of `LoraConfig` that differ from every method's.
+    """
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        init_lora_weights="gaussian",
-        target_modules="all-linear",
-    )
+    usual = {"lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    config = LoraConfig(r=rank, init_lora_weights="gaussian", **(usual | changes))
     frozen = [parameter.requires_grad for parameter in model.parameters()]
     wrapped = get_peft_model(model, config)
     try:

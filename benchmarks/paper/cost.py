@@ -31,8 +31,9 @@ from benchmarks.methods.training import (
     lora,
     train,
 )
-from benchmarks.paper.cases import Case, capitals
-from benchmarks.paper.results import Values
+from benchmarks.paper.beds import capitals
+from benchmarks.paper.cases import Case
+from benchmarks.paper.settings import Values
 from kvwstream.accessor import LayerRange
 from kvwstream.batches import Batch
 from kvwstream.collector import record_sums
@@ -160,7 +161,7 @@ class Costs:
         self._collect("forget", 1)
         if row == "MANU":
             sums = [manu.Sums.read(str(self.home / f"{k}.zarr")) for k in ("forget", "retain")]
-            manu.gates(sums[0].sites, manu.score(*sums), 0.02, LayerRange(0, 29))
+            manu.gates(sums[0].store.sites, manu.score(*sums), 0.02, LayerRange(0, 29))
             return
         statistics = self.home / "forget-statistics.zarr"
         before = str(self.home / "retain-statistics.zarr")

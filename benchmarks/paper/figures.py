@@ -11,8 +11,9 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.paper.results import Results, Values
+from benchmarks.paper.results import Results
 from benchmarks.paper.runs import RANKED, RANKS
+from benchmarks.paper.settings import Values, layer_ranges
 from kvwstream.search import KEEP
 
 # The same data give the same file: no date, no random identifiers, text as text.
@@ -43,10 +44,13 @@ def retain_of(trial: Values, kept: tuple[str, ...]) -> float:
 
 def gamma_figure(results: Results, kept: tuple[str, ...], name: str, folder: Path) -> str | None:
     """Figure 5: forget and retain against gamma at the usual layers; None without trials."""
-    usual = [t for t in results.by("KVW") if t["settings"]["layers"] == "1:27"]
-    trials = sorted(usual, key=lambda trial: trial["settings"]["gamma"])
     vanilla = results.find("vanilla", {})
-    if len(trials) < 2 or vanilla is None:
+    if vanilla is None:
+        return None
+    layers = layer_ranges(results.num_layers)[0]
+    usual = [t for t in results.by("KVW") if t["settings"]["layers"] == layers]
+    trials = sorted(usual, key=lambda trial: trial["settings"]["gamma"])
+    if len(trials) < 2:
         return None
     gammas = [trial["settings"]["gamma"] for trial in trials]
     _, axes = plt.subplots(figsize=(4.6, 3))

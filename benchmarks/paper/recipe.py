@@ -1,7 +1,8 @@
 """The same comparison on the paper's own benchmarks, as commands for a machine with a GPU.
 
-Vanilla and oracle are fine-tuned as the paper's were (`benchmarks.methods.oracle`): their weights
-are not published. Folds are made by person (`benchmarks.paper.folds`).
+Vanilla and oracle are fine-tuned first (`benchmarks.methods.oracle`): their weights are not
+published. Folds are made by person (`benchmarks.paper.folds`). Then `benchmarks.paper` makes the
+tables, and `kvwstream` alone does what a user does: collect, reduce, sweep, apply, evaluate, audit.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ from dataclasses import dataclass
 class Recipe:
     """One benchmark on one model."""
 
+    name: str
     title: str
     download: tuple[str, ...]
     base: str
     folder: str
     learnt: tuple[str, str]
     """What vanilla and oracle are fine-tuned on."""
+    training: str
+    """Options of the fine-tuning: the readers' task, and where they differ rate and epochs."""
     retain: str
     forget: str
-    training: str
+    task: str
     """The readers' task for what is collected."""
     key: str
     """Column that names the person: folds are made by it."""
-    tests: tuple[tuple[str, str], ...]
-    """(data, task) that are asked: forget and retain, in folds, then the further columns."""
+    asked: tuple[str, str]
+    """Questions about what is forgotten and what stays, with their task behind a #."""
+    general: str
     gammas: str
-    """Five steps of the range that the paper searches (Appendix B)."""
-    layers: str
-    """Starts in the first and ends in the last eighth of the layers."""
-    name: str
+    """The range that the paper searches (Appendix B)."""
+    score: str
 
 
 CLEAR = Recipe(
+    name="clear",
     title="CLEAR, forget 5 %, on Qwen2-VL-2B (Table 2)",
     download=(
         "pip install torchvision",
@@ -43,84 +47,79 @@ CLEAR = Recipe(
     base="Qwen/Qwen2-VL-2B-Instruct",
     folder="data/CLEAR",
     learnt=("full+tofu", "retain95+tofu"),
+    training="--task caption",
     retain="retain95",
     forget="forget05",
-    training="caption",
+    task="caption",
     key="name",
-    tests=(
-        ("forget05_perturbed", "name"),
-        ("retain_perturbed", "name"),
-        ("real_faces", "open"),
-        ("real_world", "open"),
-    ),
-    gammas="0.01 0.015 0.02 0.025 0.03",
-    layers="1:25 0:27 3:24",
-    name="clear",
+    asked=("forget05_perturbed#name", "retain_perturbed#name"),
+    general="real_world",
+    gammas="0.01:0.03",
+    score="correct",
 )
 MLLMU = Recipe(
+    name="mllmu",
     title="MLLMU-Bench, forget 5 %, on LLaVA-1.5-7B (Table 1)",
     download=("hf download MLLMMU/MLLMU-Bench --repo-type dataset --local-dir data/MLLMU",),
     base="llava-hf/llava-1.5-7b-hf",
     folder="data/MLLMU",
     learnt=("Full_Set", "retain_95"),
+    training="--task questions --rate 2e-5 --epochs 5",
     retain="retain_95",
     forget="forget_5",
-    training="questions",
+    task="questions",
     key="ID",
-    tests=(("forget_5", "generation"), ("retain_95", "generation"), ("Retain_Set", "generation")),
-    gammas="0.001 0.002 0.003 0.004 0.005",
-    layers="1:29 0:31 3:28",
-    name="mllmu",
+    asked=("forget_5#generation", "retain_95#generation"),
+    general="Retain_Set#generation",
+    gammas="0.001:0.005",
+    score="rougeL_f",
 )
 RECIPES = (CLEAR, MLLMU)
 
 
 def commands(recipe: Recipe) -> list[str]:
-    """Everything in order; `kvwstream` does all but the download and the fine-tuning."""
+    """Everything in order, each a line of a shell."""
     name, folder = recipe.name, recipe.folder
-    vanilla = f"models/{name}-vanilla"
-    learn = "python -m benchmarks.methods.oracle"
+    vanilla, oracle = f"models/{name}-vanilla", f"models/{name}-oracle"
     lines = list(recipe.download)
-    for kind, data in zip(("vanilla", "oracle"), recipe.learnt, strict=True):
-        lines.append(
-            f"{learn} {recipe.base} '{folder}/{data}' models/{name}-{kind} --task {recipe.training}"
-        )
-    folded = [data for data, _ in recipe.tests[:2]]
-    lines += [f"python -m benchmarks.paper.folds {folder}/{d} --by {recipe.key}" for d in folded]
+    for model, data in zip((vanilla, oracle), recipe.learnt, strict=True):
+        learn = f"python -m benchmarks.methods.oracle {recipe.base} '{folder}/{data}' {model}"
+        lines.append(f"{learn} {recipe.training}")
+    for asked in recipe.asked:
+        place = f"{folder}/{asked.partition('#')[0]}"
+        lines.append(f"python -m benchmarks.paper.folds {place} --by {recipe.key}")
+    lines += [
+        f"python -m benchmarks.paper {name} --data {folder} --vanilla {vanilla} --oracle {oracle} "
+        "--percent 5",
+        "python -m benchmarks.paper report",
+    ]
+    stores = {kind: f"stores/{name}-{kind}.zarr" for kind in ("retain", "forget", "statistics")}
     for kind, data, size in (("retain", recipe.retain, 8), ("forget", recipe.forget, 1)):
         lines.append(
-            f"kvwstream collect {vanilla} {folder}/{data} stores/{name}-{kind}.zarr "
-            f"--task {recipe.training} --batch-size {size} --moments abs,signed,square"
+            f"kvwstream collect {vanilla} {folder}/{data} {stores[kind]} "
+            f"--task {recipe.task} --batch-size {size}"
         )
-    statistics = f"stores/{name}-statistics.zarr"
-    lines.append(
-        f"kvwstream reduce --retain stores/{name}-retain.zarr "
-        f"--forget stores/{name}-forget.zarr {statistics}"
-    )
-    tests = [(f"{d}_{fold}", task) for d, task in recipe.tests[:2] for fold in (1, 2)]
-    tests += list(recipe.tests[2:])
-    for kind in ("vanilla", "oracle"):
-        for data, task in tests:
-            lines.append(
-                f"kvwstream evaluate models/{name}-{kind} {folder}/{data} --task {task} "
-                f"--out answers/{name}-{kind}-{data}.jsonl"
-            )
-    lines.append(f"for gamma in {recipe.gammas}; do for layers in {recipe.layers}; do")
-    for data, task in tests:
+    forget, retain = (f"'{folder}/{asked}'" for asked in recipe.asked)
+    lines += [
+        f"kvwstream reduce --retain {stores['retain']} --forget {stores['forget']} "
+        f"{stores['statistics']}",
+        f"kvwstream sweep {vanilla} --statistics {stores['statistics']} --forget {forget} "
+        f"--retain {retain} --oracle {oracle} --gammas {recipe.gammas} --score {recipe.score} "
+        f"--trials 48 --max-new-tokens 50 --out {name}-sweep.jsonl --plot {name}-sweep.svg "
+        f"| tee {name}-sweep.txt",
+        f'eval "$(tail -n 1 {name}-sweep.txt)"  # the chosen kvwstream apply',
+        f"mv weakened models/{name}-weakened",
+    ]
+    data, _, task = recipe.asked[0].partition("#")
+    for kind in ("vanilla", "weakened"):
         lines.append(
-            f"kvwstream evaluate {vanilla} {folder}/{data} --task {task} "
-            f"--statistics {statistics} --gamma $gamma --layers $layers "
-            f"--out answers/{name}-$gamma-$layers-{data}.jsonl"
+            f"kvwstream evaluate models/{name}-{kind} {folder}/{data} --task {task} "
+            f"--neighbours {retain} --general '{folder}/{recipe.general}' "
+            f"--out answers/{name}-{kind}.jsonl"
         )
-    lines.append("done; done")
-    lines.append("# GAMMA and LAYERS: chosen on fold 1 by the rule above, reported on fold 2")
     lines.append(
-        f"kvwstream apply {vanilla} {statistics} models/{name}-weakened "
-        "--gamma ${GAMMA:?} --layers ${LAYERS:?}"
-    )
-    lines.append(
-        f"kvwstream audit stores/{name}-retain.zarr stores/{name}-forget.zarr {statistics} "
-        f"models/{name}-weakened --base {vanilla} --statistics {statistics}"
+        f"kvwstream audit {' '.join(stores.values())} models/{name}-weakened "
+        f"--base {vanilla} --statistics {stores['statistics']}"
     )
     return lines
 

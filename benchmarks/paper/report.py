@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.paper import figures, tables
-from benchmarks.paper.cases import PERCENTS
+from benchmarks.paper.published import PERCENTS
 from benchmarks.paper.recipe import recipe_text
 from benchmarks.paper.results import Log, Results
-
-CAPITALS = {
-    "collected": "Collected wording",
-    "reversed": "Reversed",
-    "neighbours": "Neighbours",
-    "general": "General",
-}
-PERSONS = {"faces": "RealF", "world": "RealW"}
-"""Columns beside forget and retain: set of questions -> head of the column."""
 
 INTRODUCTION = """\
 # The paper's comparison, on models that fit two CPU cores
@@ -39,11 +31,13 @@ benchmarks/testbed/oracle10.safetensors`, then `make paper` again.
 collected nor trained. Retaining: questions about what may stay. A response counts if it contains
 the truth; greedy, bfloat16, at most 12 (capitals) or 8 (persons) new tokens.
 
-**How settings are chosen.** {budget} evaluations for every method. Along a ladder of 15 strengths:
-γ and the pruned share are bisected, then other layers tried (3:26, 0:29 instead of 1:27); learning
-rates, along which retaining is not monotone, are taken far apart first, at λ 1 with 10 steps and at
-λ 2 with 30, then around the best. Of the trials that keep at least 95 % of vanilla's retain
-score the one with the lowest forget score is taken, with an oracle the closest to it; where none
+**How settings are chosen.** At most {budget} evaluations for every method on each fold, along a
+ladder of strengths. γ, the pruned share and GA's learning rate are bisected, then other layers
+tried (1:27, 3:26, 0:29 of 30). With a retain loss a higher learning rate also learns the retain
+data better: rates are taken far apart first, at λ 1 with 10 steps and at λ 2 with 30, then lower
+ones until one is allowed, then the best one's neighbours, and λ 0.7. A search ends early where
+nothing can be better. Of the trials that keep at least 95 % of vanilla's retain score the one with
+the lowest forget score is taken, with an oracle the closest to it; where none
 keeps enough, the one that keeps most. Two folds of other capitals and persons: *Forget 1* is
 measured on fold 1 by the settings chosen on fold 2, and the other way round. The retain score is
 not folded, as in CLEAR's published folds; a *Retain* belongs to the *Forget* before it, the columns
@@ -54,7 +48,9 @@ person in 8 drawings; the retain score is of 40 questions, or 50.
 **What the methods are.** `benchmarks/methods/`, a file each. Gradient methods: steps of 4 forget
 and 4 retain examples, AdamW, LoRA of rank 8 on all linear layers (MMU: all parameters), seed 0,
 loss on answer tokens. KVW and MANU: `collect --moments abs,signed,square`, frozen schedule, forget
-records of one example; "KVW A²" sums the square of A, "KVW energy" is `--shape energy`.
+records of one example; "KVW A²" sums the square of A, "KVW energy" is `--shape energy`. MANU's
+frequency of a neuron is the share of records in which its mean |z| exceeds the retain set's: stores
+hold no count of single positions.
 """
 TABLE_3 = """\
 ## Table 3: answer tokens and retain data
@@ -65,7 +61,8 @@ without retain data, C_f of a vector is set against the mean C_f of its layer.
 FIGURE_1 = """\
 ## Figure 1: LoRA rank
 
-Settings chosen on fold 1 at rank 8, other ranks with these settings, accuracies on fold 2.
+Settings chosen on fold 1 at rank 8, other ranks with these settings (the paper searches anew for
+each), accuracies on fold 2.
 """
 FIGURE_3 = """\
 ## Figure 3: cost
@@ -76,7 +73,7 @@ are one request to forget, given C_r; its row is paid once, for any number of re
 FIGURE_5 = """\
 ## Figure 5: sensitivity to γ
 
-Both folds, layers 1:27. The band: forget accuracy at most 0.05 and at least 95 % of vanilla's
+Both folds, the usual layers. The band: forget accuracy at most 0.05 and at least 95 % of vanilla's
 retain, if there is such a γ. Retain is the mean of the retain set and the general sets.
 """
 FIGURE_6 = """\
@@ -88,53 +85,90 @@ RECIPES = """\
 ## On the paper's benchmarks
 
 Not run here: commands for a machine with a GPU, from a checkout with `pip install -e '.[dev]'`.
-`python -m benchmarks.paper recipe` prints them. Other forget ratios: put `forget10` and `retain90`
-(`forget_10`, `retain_90`) in the place of `forget05` and `retain95`.
+`python -m benchmarks.paper recipe` prints them. They make the tables and figures of this page, with
+every method, for the real benchmark. For another forget ratio put it in the place of 5 and what is
+left in that of 95. MMU trains every parameter in float32; where that does not fit, name the others
+with `--methods`.
 
 {recipes}
 """
-Bed = tuple[str, Results, dict[str, str], tuple[str, ...]]
+
+
+class Bed(NamedTuple):
+    """A case with its trials, and what of the page it has."""
+
+    name: str
+    title: str
+    results: Results
+    extras: dict[str, str]
+    """Columns beside forget and retain: set of questions -> head of the column."""
+    oracle: bool = True
+    analysed: bool = True
+    """Whether it is in Table 3 and the figures."""
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return self.results.find("vanilla", {}) is not None
+
+
+CAPITALS = {
+    "collected": "Collected wording",
+    "reversed": "Reversed",
+    "neighbours": "Neighbours",
+    "general": "General",
+}
+PERSONS = {"faces": "RealF", "world": "RealW"}
+CELEBRITIES = {"celebrities": "Celebrities"}
+TITLES = {"clear": ("CLEAR", PERSONS), "mllmu": ("MLLMU-Bench", CELEBRITIES)}
+KEPT = ("general", *PERSONS, *CELEBRITIES)
+"""Sets beside the retain set that are to be kept in Figure 5."""
+
+
+def read_beds(results: Path) -> list[Bed]:
+    """What runs here, run or not, and the published benchmarks that somebody ran."""
+    text, vision = (Log(results / f"paper-{name}.jsonl") for name in ("text", "vision"))
+    beds = [Bed("text", "SmolLM2, 40 capitals", Results.of(text, "text"), CAPITALS, oracle=False)]
+    published: list[Bed] = []
+    for percent in PERCENTS:
+        split, first = f"{percent:02d}", percent == PERCENTS[0]
+        name, title = "vision" if first else f"vision-{split}", "Vision test bed"
+        own = [("vision", name, title, vision, PERSONS, beds)]
+        for benchmark, (title, extras) in TITLES.items():
+            log = Log(results / f"paper-{benchmark}.jsonl")
+            own.append((benchmark, f"{benchmark}-{split}", title, log, extras, published))
+        for kind, name, title, log, extras, among in own:
+            found = Results.of(log, f"{kind}-{split}")
+            among.append(Bed(name, f"{title}, forget {percent} %", found, extras, analysed=first))
+    return [*beds, *(bed for bed in published if bed.known)]
 
 
 def write_report(results: Path, out: Path, figure_folder: Path, budget: int) -> None:
     """`out` and the SVG files that it shows."""
-    text = Log(results / "paper-text.jsonl")
-    vision = Log(results / "paper-vision.jsonl")
-    capitals = Results.of(text, "text")
-    persons = {percent: Results.of(vision, f"vision-{percent:02d}") for percent in PERCENTS}
-    link = figure_folder.name
-    parts = [_introduction(budget)]
+    beds, link = read_beds(results), figure_folder.name
+    analysed = [bed for bed in beds if bed.analysed]
+    parts = [_introduction(budget), "## Tables 1 and 2"]
+    for bed in beds:
+        if not bed.known:
+            parts.append(f"### {bed.title}\n\n{tables.NOT_RUN}")
+            continue
+        table = tables.main_table(bed.results, bed.extras, budget, bed.oracle)
+        chosen = tables.settings_table(bed.results, budget)
+        parts.append(f"### {bed.title}\n\n{table}\n\nChosen settings:\n\n{chosen}")
 
-    def show(title: str, case: Results, extras: dict[str, str], oracle: bool) -> None:
-        if case.find("vanilla", {}) is None:
-            parts.append(f"### {title}\n\n{tables.NOT_RUN}")
-            return
-        table = tables.main_table(case, extras, budget, oracle)
-        chosen = tables.settings_table(case, budget)
-        parts.append(f"### {title}\n\n{table}\n\nChosen settings:\n\n{chosen}")
-
-    parts.append("## Tables 1 and 2")
-    show("SmolLM2, 40 capitals", capitals, CAPITALS, oracle=False)
-    for percent, case in persons.items():
-        show(f"Vision test bed, forget {percent} %", case, PERSONS, oracle=True)
-
-    beds: dict[str, Bed] = {
-        "text": ("SmolLM2, 40 capitals", capitals, CAPITALS, ("general",)),
-        "vision": ("Vision test bed, forget 5 %", persons[5], PERSONS, ("faces", "world")),
-    }
     parts.append(TABLE_3)
-    for title, case, extras, _ in beds.values():
-        if case.find("vanilla", {}):
-            parts.append(f"### {title}\n\n{tables.ablation_table(case, extras, budget)}")
+    for bed in filter(lambda bed: bed.known, analysed):
+        table = tables.ablation_table(bed.results, bed.extras, budget)
+        parts.append(f"### {bed.title}\n\n{table}")
 
-    def draw(name: str, figure: Callable[[Results, tuple[str, ...], str], str | None]) -> None:
-        for kind, (title, case, _, kept) in beds.items():
-            file = figure(case, kept, f"{name}-{kind}") if case.find("vanilla", {}) else None
+    def draw(name: str, figure: Callable[[Bed, str], str | None]) -> None:
+        for bed in analysed:
+            file = figure(bed, f"{name}-{bed.name}") if bed.known else None
             shown = f"![{name}]({link}/{file})" if file else tables.NOT_RUN
-            parts.append(f"{title}:\n\n{shown}")
+            parts.append(f"{bed.title}:\n\n{shown}")
 
     parts.append(FIGURE_1)
-    draw("ranks", lambda case, _, name: figures.rank_figure(case, budget, name, figure_folder))
+    draw("ranks", lambda bed, name: figures.rank_figure(bed.results, budget, name, figure_folder))
     parts.append(FIGURE_3)
     cost = results / "paper-cost.json"
     if cost.exists():
@@ -144,14 +178,20 @@ def write_report(results: Path, out: Path, figure_folder: Path, budget: int) -> 
     else:
         parts.append(tables.NOT_RUN)
     parts.append("## Figure 4: the same question to every model")
-    for title, case, _, _ in beds.values():
-        if case.find("vanilla", {}):
-            asked = ("forget_1", "retain_1")
-            parts.append(f"### {title}\n\n{tables.answers_table(case, budget, asked)}")
+    for bed in filter(lambda bed: bed.known, analysed):
+        answers = tables.answers_table(bed.results, budget, ("forget_1", "retain_1"))
+        parts.append(f"### {bed.title}\n\n{answers}")
     parts.append(FIGURE_5)
-    draw("gamma", lambda case, kept, name: figures.gamma_figure(case, kept, name, figure_folder))
+
+    def gamma(bed: Bed, name: str) -> str | None:
+        kept = tuple(name for name in bed.extras if name in KEPT)
+        return figures.gamma_figure(bed.results, kept, name, figure_folder)
+
+    draw("gamma", gamma)
     parts.append(FIGURE_6)
-    draw("layers", lambda case, _, name: figures.layers_figure(case, budget, name, figure_folder))
+    draw(
+        "layers", lambda bed, name: figures.layers_figure(bed.results, budget, name, figure_folder)
+    )
     parts.append(RECIPES.format(recipes=recipe_text()))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")

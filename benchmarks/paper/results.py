@@ -1,67 +1,16 @@
-"""The log of trials, what the settings of a search mean, and what the rule chooses from them."""
+"""The log of trials, and what the rule chooses from them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from benchmarks.methods import gradient
-from benchmarks.methods.search import Point, search
+from benchmarks.methods.search import Point
+from benchmarks.paper.settings import Values, run_search, settings_at
 from kvwstream.search import Rule, Scores
-
-Values = dict[str, Any]
-TRAINING: tuple[Values, ...] = (
-    {"weight": 1.0},
-    {"weight": 2.0, "steps": 30},
-    {"weight": 0.7},
-    {"weight": 0.7, "steps": 30},
-)
-"""Second settings of gradient methods: lambda, and steps where they are not 10."""
-LAYERS = ("1:27", "3:26", "0:29")
-"""Starts in the first and ends in the last eighth of 30 layers: usual, mild, strong."""
-KVW = {"KVW": {}, "KVW A²": {"power": 2.0}, "KVW energy": {"shape": "energy"}}
-"""Rows of KVW and what they add to gamma and layers."""
-LADDERS = {
-    "MMU": (5e-7, 0.5),
-    **dict.fromkeys(gradient.LORA_STEPS, (1.25e-5, 0.5)),
-    "MMU*": (1.25e-5, 0.5),
-    "MANU": (1e-4, 0.6),
-    "KVW A²": (0.002, 0.6),
-    "KVW energy": (0.0002, 1.0),
-    "all, no retain": (0.0005, 0.6),
-    "answers, no retain": (0.0005, 0.6),
-}
-"""The lowest strength, and how often the next one is doubled; else `USUAL_GAMMAS`."""
-USUAL_GAMMAS = (0.004, 0.45)
-METHODS = (*gradient.METHODS, "MANU", *KVW)
-ABLATION = ("all, no retain", "answers, no retain", "all, retain")
-"""Table 3 without its last row, which is KVW."""
-
-
-def settings_at(method: str, point: Point) -> Values:
-    """What a rung of a method's ladder and a second setting mean."""
-    lowest, step = LADDERS.get(method, USUAL_GAMMAS)
-    strength = float(f"{lowest * 2 ** (step * (point.rung - 1)):.3g}")
-    if method in gradient.METHODS:
-        return {"learning_rate": strength, **TRAINING[point.second]}
-    if method == "MANU":
-        return {"share": strength, "layers": LAYERS[::-1][point.second]}
-    return {"gamma": strength, "layers": LAYERS[point.second]}
-
-
-def num_seconds(method: str) -> int:
-    """Second settings of a method: none for GA, which retains nothing, and in the ablation."""
-    return 1 if method == "GA" or method in ABLATION else 3
-
-
-def run_search(measure: Callable[[Point], Scores], rule: Rule, method: str, budget: int) -> None:
-    """A method's search."""
-    monotone = method == "GA" or method not in gradient.METHODS
-    search(measure, rule, budget, num_seconds(method), monotone=monotone)
 
 
 @dataclass(frozen=True)
@@ -112,13 +61,23 @@ class Results:
         """Every trial of a method."""
         return [trial for trial in self.trials if trial["method"] == method]
 
+    @property
+    def num_layers(self) -> int:
+        """Of the model; `LookupError` before the vanilla model was measured."""
+        return int(self._vanilla["num_layers"])
+
+    @property
+    def _vanilla(self) -> Values:
+        found = self.find("vanilla", {})
+        if found is None:
+            raise LookupError("the vanilla model was not measured yet")
+        return found
+
     def rule(self, fold: int) -> Rule:
         """The paper's, with the vanilla and the oracle's scores on this fold."""
-        vanilla, oracle = self.find("vanilla", {}), self.find("oracle", {})
-        if vanilla is None:
-            raise LookupError("the vanilla model was not measured yet")
+        oracle = self.find("oracle", {})
         target = oracle["scores"][f"forget_{fold}"] if oracle else None
-        return Rule(score_of(vanilla, fold).retain, oracle_forget=target)
+        return Rule(score_of(self._vanilla, fold).retain, oracle_forget=target)
 
     def searched(self, method: str, fold: int, budget: int) -> list[Values]:
         """The trials of a fold's search in its order, as far as they are finished.
@@ -135,7 +94,7 @@ class Results:
         used: list[Values] = []
 
         def look_up(point: Point) -> Scores:
-            trial = self.find(method, settings_at(method, point))
+            trial = self.find(method, settings_at(method, point, self.num_layers))
             if trial is None:
                 raise LookupError(f"{method} at {point} is still to be tried")
             used.append(trial)

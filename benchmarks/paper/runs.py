@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.methods.search import Point
-from benchmarks.paper.results import ABLATION, KVW, METHODS, Values, settings_at
+from benchmarks.paper.settings import ABLATION, KVW, METHODS, Values, settings_at
 from benchmarks.paper.trials import Bench
 
 ORDER = (*KVW, "MANU", "NPO", "GD", "GA", "KL", "MMU*", "MMU")
@@ -15,9 +15,9 @@ LAMBDAS = (0.7, 1.0, 2.0)
 """Figure 6."""
 RANKS = (4, 16, 32)
 """Beside 8, which is every method's (Figure 1)."""
-RANGES = ("0:27", "3:27", "1:29", "2:28")
-"""Figure 6: more starts in the first and ends in the last eighth."""
-GAMMAS = (2, 5, 7, 9, 11, 13)
+ENDS = ((0, 3), (3, 3), (1, 1), (2, 2))
+"""Figure 6: first layer, and the last one from behind; more of the first and the last eighth."""
+GAMMAS = (4, 6, 8, 10, 12, 14)
 """Figure 5: rungs of the ladder."""
 
 
@@ -32,8 +32,9 @@ def run_tables(bench: Bench, budget: int, methods: Sequence[str] | None = None) 
 def run_analysis(bench: Bench, budget: int, *, quick: bool = False) -> None:
     """Figures 5 and 6, Table 3, Figure 1: around what the searches chose."""
     for rung in GAMMAS[:2] if quick else GAMMAS:
-        bench.trial("KVW", settings_at("KVW", Point(rung)))
-    for layers in RANGES[:1] if quick else RANGES:
+        bench.trial("KVW", settings_at("KVW", Point(rung), bench.case.num_layers))
+    for first, behind in ENDS[:1] if quick else ENDS:
+        layers = f"{first}:{bench.case.num_layers - behind}"
         bench.trial("KVW", {**chosen(bench, "KVW", budget), "layers": layers})
     for method in RANKED:
         for weight in LAMBDAS[:2] if quick else LAMBDAS:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.paper.results import ABLATION, METHODS, Results, Values, score_of
+from benchmarks.paper.results import Results, score_of
+from benchmarks.paper.settings import ABLATION, METHODS, Values
 from kvwstream.search import Rule
 
 NOT_RUN = "not run"

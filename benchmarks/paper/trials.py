@@ -19,16 +19,8 @@ from benchmarks.methods import gradient, kvw, manu
 from benchmarks.methods.search import Point
 from benchmarks.methods.training import Settings, draw_pairs
 from benchmarks.paper.cases import FOLDS, Answered, Case, load
-from benchmarks.paper.results import (
-    ABLATION,
-    KVW,
-    Log,
-    Results,
-    Values,
-    run_search,
-    score_of,
-    settings_at,
-)
+from benchmarks.paper.results import Log, Results, score_of
+from benchmarks.paper.settings import ABLATION, KVW, Values, run_search, settings_at
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.coefficients import Float64
 from kvwstream.gates import gated
@@ -64,7 +56,7 @@ class Bench:
         except FloatingPointError:  # diverged: such a model answers nothing
             seconds = time.perf_counter() - start
             answered = {
-                name: Answered([""] * len(examples), [False] * len(examples))
+                name: Answered([""] * len(examples), [0.0] * len(examples))
                 for name, examples in self.case.questions.items()
             }
         return self._add(method, settings, answered, seconds)
@@ -134,8 +126,14 @@ class Bench:
         )
 
     def vanilla(self) -> Values:
-        """The model as it is."""
-        return self.trial("vanilla", {})
+        """The model as it is; `LookupError` if the log's trials are of another model or data."""
+        found = self.trial("vanilla", {})
+        if found["about"] != self.case.digest:
+            raise LookupError(
+                f"{self.log.path}: its trials of {self.case.name} are of another model or other "
+                "data; move the file and the case's folders of statistics away"
+            )
+        return found
 
     def oracle(self) -> Values | None:
         """The model that never saw the forget set, where there is one."""
@@ -147,16 +145,16 @@ class Bench:
     def _add(
         self, method: str, settings: Values, answered: dict[str, Answered], seconds: float
     ) -> Values:
-        trial = {
+        trial: Values = {
             "case": self.case.name,
             "method": method,
             "settings": settings,
-            "scores": {name: round(a.accuracy, 4) for name, a in answered.items()},
-            "right": {n: "".join("01"[r] for r in a.right) for n, a in answered.items()},
+            "scores": {name: round(a.score, 4) for name, a in answered.items()},
             "answers": {name: a.responses[:SHOWN] for name, a in answered.items()},
             "seconds": round(seconds, 1),
         }
         if method == "vanilla":
+            trial |= {"about": self.case.digest, "num_layers": self.case.num_layers}
             trial["asked"] = {
                 name: [[example.question, example.answer] for example in examples[:SHOWN]]
                 for name, examples in self.case.questions.items()
@@ -176,6 +174,7 @@ class Bench:
         for fold in FOLDS:
 
             def measure(point: Point, fold: int = fold) -> Scores:
-                return score_of(self.trial(method, settings_at(method, point)), fold)
+                settings = settings_at(method, point, self.case.num_layers)
+                return score_of(self.trial(method, settings), fold)
 
             run_search(measure, self.results.rule(fold), method, budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from kvwstream.pipelines.trials import strength_of
 from kvwstream.search import Scores, Trial
 
 FORMATS = (".svg", ".png", ".pdf")
+NEAR = 0.05
+"""A feasible gamma keeps enough and forgets at most this less than the chosen one."""
 
 
 def parse_gammas(text: str) -> tuple[float, float]:
@@ -65,7 +68,9 @@ def show(found: Found, task: Sweep) -> None:
         console.print("! keeps less than that on the fold that it was not chosen on.")
     best = found.best
     if best and best.setting["gamma"] == max(trial.setting["gamma"] for trial in found.trials):
-        console.print("The strongest gamma tried is the best: widen --gammas upwards.")
+        console.print(
+            "The strongest gamma tried is the best: widen --gammas, or give more --trials."
+        )
     console.print(f"{len(found.trials)} settings were tried.")
 
 
@@ -113,17 +118,23 @@ def draw(found: Found, path: Path) -> None:
 
 
 def _draw_curve(axes: Any, found: Found) -> None:
-    """Against gamma, for the layers and shape that were chosen; where enough is kept is shaded."""
+    """Against gamma, for the layers and shape that were chosen; what is feasible is shaded."""
     best = found.best or found.trials[0]
     fixed = {k: v for k, v in best.setting.items() if k != "gamma"}
     line = [t for t in found.trials if {**t.setting, **fixed} == dict(t.setting)]
     gammas = [trial.setting["gamma"] for trial in line]
     axes.plot(gammas, [trial.scores.forget for trial in line], "o-", label="forget")
     axes.plot(gammas, [trial.scores.retain for trial in line], "s-", label="retain")
-    feasible = [t.setting["gamma"] for t in line if found.rule.allows(t.scores)]
-    if feasible:
-        axes.axvspan(min(feasible), max(feasible), color="tab:green", alpha=0.15, label="feasible")
+    wanted = found.rule.distance(best.scores) + NEAR
+    for feasible, run in groupby(line, lambda trial: _is_feasible(trial.scores, found, wanted)):
+        if feasible:
+            among = [trial.setting["gamma"] for trial in run]
+            axes.axvspan(among[0], among[-1], color="tab:green", alpha=0.15, lw=2)
     axes.axhline(found.rule.bound, color="gray", ls=":")
     layers = strength_of(best.setting).layers
-    axes.set(xscale="log", xlabel=f"gamma, layers {layers}", ylim=(-0.02, 1.02))
+    axes.set(xscale="log", xlabel=f"gamma, layers {layers}; shaded: feasible", ylim=(-0.02, 1.02))
     axes.legend(fontsize="small")
+
+
+def _is_feasible(scores: Scores, found: Found, wanted: float) -> bool:
+    return found.rule.allows(scores) and found.rule.distance(scores) <= wanted

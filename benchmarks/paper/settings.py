@@ -1,0 +1,63 @@
+"""What a search's rungs and second settings mean, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.methods import gradient
+from benchmarks.methods.search import Point, search
+from kvwstream.search import Rule, Scores
+
+Values = dict[str, Any]
+TRAINING: tuple[Values, ...] = (
+    {"weight": 1.0},
+    {"weight": 2.0, "steps": 30},
+    {"weight": 0.7},
+    {"weight": 0.7, "steps": 30},
+)
+"""Second settings of gradient methods: lambda, and steps where they are not 10."""
+KVW: dict[str, Values] = {"KVW": {}, "KVW A²": {"power": 2.0}, "KVW energy": {"shape": "energy"}}
+"""Rows of KVW and what they add to gamma and layers."""
+METHODS = (*gradient.METHODS, "MANU", *KVW)
+ABLATION = ("all, no retain", "answers, no retain", "all, retain")
+"""Table 3 without its last row, which is KVW."""
+LADDERS = {
+    **dict.fromkeys(gradient.METHODS, (1.25e-5, 0.5)),
+    "MMU": (5e-7, 0.5),
+    "MANU": (1e-4, 0.6),
+    "KVW A²": (2e-4, 0.85),
+    "KVW energy": (2e-5, 1.25),
+}
+"""The lowest strength, and how often the next one is doubled; else `GAMMAS`."""
+GAMMAS = (5e-4, 0.65)
+
+
+def layer_ranges(num_layers: int) -> tuple[str, str, str]:
+    """Starts in the first and ends in the last eighth: usual, mild, strong."""
+    return f"1:{num_layers - 3}", f"3:{num_layers - 4}", f"0:{num_layers - 1}"
+
+
+def settings_at(method: str, point: Point, num_layers: int) -> Values:
+    """What a rung of a method's ladder and a second setting mean for a model."""
+    lowest, step = LADDERS.get(method, GAMMAS)
+    strength = float(f"{lowest * 2 ** (step * (point.rung - 1)):.3g}")
+    if method in gradient.METHODS:
+        return {"learning_rate": strength, **TRAINING[point.second]}
+    ranges = layer_ranges(num_layers)
+    if method == "MANU":
+        return {"share": strength, "layers": ranges[::-1][point.second]}
+    return {"gamma": strength, "layers": ranges[point.second]}
+
+
+def num_seconds(method: str) -> int:
+    """Second settings of a method: none for GA, which retains nothing, and in the ablation."""
+    if method == "GA" or method in ABLATION:
+        return 1
+    return len(TRAINING) if method in gradient.METHODS else 3
+
+
+def run_search(measure: Callable[[Point], Scores], rule: Rule, method: str, budget: int) -> None:
+    """A method's search."""
+    monotone = method == "GA" or method not in gradient.METHODS
+    search(measure, rule, budget, num_seconds(method), monotone=monotone)
