@@ -14,12 +14,16 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.answers import AnswerEncoder
+from kvwstream.coefficients import Float64
 from kvwstream.examples import Example, question_answer
 from kvwstream.gates import gated
 from kvwstream.generation import generate_answers
@@ -29,7 +33,7 @@ from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.demo import LAYERS, facts
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
-from kvwstream.plan import MOMENTS
+from kvwstream.plan import MOMENTS, Site
 from kvwstream.smollm2 import smollm2_checkpoint
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
@@ -37,13 +41,36 @@ from kvwstream.strength import Strength
 
 WORDINGS = ("Name the capital of {}.", "{}'s capital city is called what?")
 """Collected beside the demo's; none of them is asked afterwards."""
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "paper, 1 wording": ("one", {}),
-    "energy, 1 wording": ("one", {"shape": "energy"}),
-    "paper, 3 wordings": ("three", {}),
-    "energy, 3 wordings": ("three", {"shape": "energy"}),
-    "paper squared, 3 wordings": ("three", {"power": 2.0}),
-    "energy, 3 wordings and reversed": ("reversed", {"shape": "energy"}),
+
+
+class Row(NamedTuple):
+    """What is collected, and what is made of it."""
+
+    forget: str = "one"
+    """A key of `collected`."""
+    options: dict[str, Any] | None = None
+    """Fields of a `Strength`."""
+    tokens: str = "answer"
+    layers: LayerRange = LayerRange(*LAYERS)
+    permuted: bool = False
+    """S dealt out anew within each layer: the control."""
+
+
+ENERGY, SQUARED = {"shape": "energy"}, {"power": 2.0}
+ROWS = {
+    "paper, 1 wording": Row(),
+    "A^2, 1 wording": Row(options=SQUARED),
+    "energy, 1 wording": Row(options=ENERGY),
+    "energy, permuted": Row(options=ENERGY, permuted=True),
+    "paper, 3 wordings": Row("three"),
+    "A^2, 3 wordings": Row("three", SQUARED),
+    "energy, 3 wordings": Row("three", ENERGY),
+    "A^2, 3 wordings and reversed": Row("reversed", SQUARED),
+    "energy, 3 wordings and reversed": Row("reversed", ENERGY),
+    "A^2, question tokens": Row(options=SQUARED, tokens="question"),
+    "A^2, all tokens": Row(options=SQUARED, tokens="all"),
+    "A^2, layers 1 to 13": Row(options=SQUARED, layers=LayerRange(1, 13)),
+    "A^2, layers 14 to 27": Row(options=SQUARED, layers=LayerRange(14, 27)),
 }
 STEPS = 7
 
@@ -75,21 +102,13 @@ def collected() -> dict[str, list[Example]]:
 
 
 class Capitals:
-    """The model, the statistics of each forget set, and what is asked."""
+    """The model, what is collected, and what is asked."""
 
     def __init__(self, work: Path) -> None:
-        base = smollm2_checkpoint()
-        self.loaded = load_model(base, device="cpu")
+        self.work, self.base = work, smollm2_checkpoint()
+        self.loaded = load_model(self.base, device="cpu")
         self.encoder = AnswerEncoder(self.loaded.processor, self.loaded.model.config)
-        sets = {"retain": facts("retain"), **collected()}
-        for name, examples in sets.items():
-            collect(prepare(str(base), examples, moments=MOMENTS), str(work / f"{name}.zarr"))
-        self.statistics = {}
-        for name in collected():
-            place = Location(str(work / f"statistics-{name}.zarr"))
-            if not place.exists():
-                reduce([str(work / "retain.zarr")], place.url, [str(work / f"{name}.zarr")])
-            self.statistics[name] = Statistics.open(place)
+        self.sets = {"retain": facts("retain"), **collected()}
         paraphrases = facts("paraphrases")
         self.questions = {
             "chosen by": [e for e in paraphrases if e.id.startswith("paraphrase1")],
@@ -98,14 +117,23 @@ class Capitals:
             "retain": facts("retain")[::4],
         }
 
-    def accuracy(self, kind: str, stored: Statistics | None, strength: Strength | None) -> float:
-        """Share of right answers, with gates unless there is no strength."""
-        examples, gate = self.questions[kind], nullcontext()
-        if stored and strength:
-            total = strength.exponent(stored)
-            values = vector_gates(stored.sites, total, strength.gamma, strength.layers)
-            gate = gated(self.loaded.model, stored.sites, values)  # type: ignore[assignment]
-        with gate:
+    def statistics(self, forget: str, tokens: str) -> Statistics:
+        """Of a forget set and a token rule; collected once."""
+        place = Location(str(self.work / f"statistics-{forget}-{tokens}.zarr"))
+        if not place.exists():
+            stores = {kind: str(self.work / f"{kind}-{tokens}.zarr") for kind in ("retain", forget)}
+            for kind, store in stores.items():
+                examples = self.sets[kind]
+                collect(prepare(str(self.base), examples, moments=MOMENTS, tokens=tokens), store)
+            reduce([stores["retain"]], place.url, [stores[forget]])
+        return Statistics.open(place)
+
+    def accuracy(
+        self, kind: str, sites: Sequence[Site] = (), gates: Float64 | None = None
+    ) -> float:
+        """Share of right answers."""
+        examples = self.questions[kind]
+        with nullcontext() if gates is None else gated(self.loaded.model, sites, gates):
             answers = generate_answers(
                 self.loaded, self.encoder, examples, batch_size=32, max_new_tokens=16
             )
@@ -114,20 +142,28 @@ class Capitals:
         ]
         return round(sum(right) / len(right), 4)
 
-    def row(self, which: str, options: dict[str, Any]) -> dict[str, Any]:
+    def row(self, row: Row) -> dict[str, Any]:
         """Gamma by the first paraphrases, then all questions."""
-        stored, layers = self.statistics[which], LayerRange(*LAYERS)
-        total = Strength(0, layers, **options).exponent(stored)
+        stored = self.statistics(row.forget, row.tokens)
+        total = Strength(0, row.layers, **(row.options or {})).exponent(stored)
+        if row.permuted:
+            rng = np.random.default_rng(0)
+            for site in stored.sites:
+                total[site.vectors] = rng.permutation(total[site.vectors])
         low, high, curve = -3.0, 4.0, []
         scale = math.log(float(total.mean()))
+
+        def accuracy(kind: str, place: float) -> tuple[float, float]:
+            gamma = math.exp(place - scale)
+            gates = vector_gates(stored.sites, total, gamma, row.layers)
+            return gamma, self.accuracy(kind, stored.sites, gates)
+
         for _ in range(STEPS):
             middle = (low + high) / 2
-            strength = Strength(math.exp(middle - scale), layers, **options)
-            curve.append((strength.gamma, self.accuracy("chosen by", stored, strength)))
+            curve.append(accuracy("chosen by", middle))
             low, high = (low, middle) if curve[-1][1] <= 0.1 else (middle, high)
-        strength = Strength(math.exp(high - scale), layers, **options)
-        found = {kind: self.accuracy(kind, stored, strength) for kind in self.questions}
-        return {"gamma": strength.gamma, **found, "curve": curve}
+        found = {kind: accuracy(kind, high)[1] for kind in self.questions}
+        return {"gamma": math.exp(high - scale), **found, "curve": curve}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -154,11 +190,11 @@ def main() -> None:
         todo = {name: ROWS[name] for name in options.only if name not in done}
         with file.open("a") as out:
             if "vanilla" not in done:
-                found = {kind: capitals.accuracy(kind, None, None) for kind in capitals.questions}
+                found = {kind: capitals.accuracy(kind) for kind in capitals.questions}
                 rows.append({"name": "vanilla", "gamma": 0.0, **found})
                 print(json.dumps(rows[-1]), file=out, flush=True)
-            for name, (which, shape) in todo.items():
-                rows.append({"name": name, **capitals.row(which, shape)})
+            for name, row in todo.items():
+                rows.append({"name": name, **capitals.row(row)})
                 print(json.dumps(rows[-1]), file=out, flush=True)
     print(table(rows))
 

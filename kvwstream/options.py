@@ -85,7 +85,8 @@ class Shapes(StrEnum):
 
 
 Shape = Annotated[
-    Shapes, typer.Option(help="A: the paper's, or energy, which spares more (docs/shapes.md).")
+    Shapes,
+    typer.Option(help="A: the paper's, or energy; see docs/shapes.md."),
 ]
 Power = Annotated[float, typer.Option(help="P in the sum of max(0, A - T)^P; a multiple of 0.5.")]
 Threshold = Annotated[float, typer.Option(help="T in the sum of max(0, A - T)^P.")]

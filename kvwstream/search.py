@@ -136,7 +136,8 @@ def gallop(start: float, low: float, high: float) -> Generator[float, bool]:
     stride = 1 / STRIDE if too_strong else STRIDE
     while low <= (following := _short(gamma * stride)) <= high:
         if (yield following) != too_strong:
-            yield from _halves(*sorted((gamma, following)), FAIRLY_CLOSE)
+            weak, strong = sorted((gamma, following))
+            yield from _halves(weak, strong, FAIRLY_CLOSE)
             return
         gamma = following
 

@@ -408,6 +408,11 @@ def test_the_command_shows_all_of_it(artefacts, files, tmp_path):
     done = run.invoke(app, ["evaluate", "--compare", str(out), str(second)])
     assert done.exit_code == 0, done.output
     assert "not compared:" in done.stdout
+    for other in ([str(artefacts.model)], ["--batch-size", "16"], ["--out", str(out)]):
+        done = run.invoke(app, ["evaluate", *other, "--compare", str(out), str(second)])
+        assert isinstance(done.exception, OptionError)
+        name = "model" if len(other) == 1 else other[0].removeprefix("--")
+        assert str(done.exception).endswith(f"leave out {name}")
 
 
 @pytest.mark.parametrize(
@@ -415,7 +420,7 @@ def test_the_command_shows_all_of_it(artefacts, files, tmp_path):
     [
         ([], "give MODEL and DATA, or two files to --compare"),
         (["model"], "give MODEL and DATA"),
-        (["model", "--compare", "a", "b"], "leave MODEL, DATA out"),
+        (["model", "--compare", "a", "b"], "leave out model"),
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused(options, message):

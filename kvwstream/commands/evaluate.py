@@ -28,6 +28,7 @@ from kvwstream.options import (
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Checkpoint folder, or a hub id.")
     ] = None,
@@ -95,8 +96,12 @@ def evaluate(
         from kvwstream.commands.evaluation import show_comparison
         from kvwstream.pipelines.compare import compare as compared
 
-        if model or data:
-            raise OptionError("--compare reads two files and asks no model: leave MODEL, DATA out")
+        origins = {name: context.get_parameter_source(name) for name in context.params}
+        given = [name for name, how in origins.items() if how and how.name == "COMMANDLINE"]
+        if others := [name.replace("_", "-") for name in given if name != "compare"]:
+            raise OptionError(
+                f"--compare reads two files and asks no model: leave out {', '.join(others)}"
+            )
         show_comparison(compared(*compare))
         return
     if model is None or data is None:
