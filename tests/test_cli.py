@@ -15,7 +15,11 @@ import pytest
 import xarray as xr
 
 import kvwstream
+from kvwstream.answers import AnswerEncoder
 from kvwstream.cli import main
+from kvwstream.generation import generate_answers
+from kvwstream.models import load_model
+from kvwstream.readers import read_examples
 from tests.conftest import COLOURS, THINGS, Artefacts, question, tree_bytes, write_rows
 
 README = Path(__file__).parent.parent / "README.md"
@@ -290,9 +294,15 @@ def test_what_the_guide_and_the_format_page_show_runs(workplace):
 
 def test_what_the_page_of_evaluation_shows_runs(workplace, artefacts: Artefacts):
     (workplace / "statistics.zarr").symlink_to(artefacts.statistics)
+    loaded = load_model(artefacts.model)
+    encoder = AnswerEncoder(loaded.processor, loaded.model.config)
     for kind in ("paraphrases", "reversed", "neighbours", "general"):
         rows = [question(t, "pink") | {"question": f"Of {kind}: {t}?"} for t in THINGS[:4]]
-        write_rows(workplace / f"{kind}.jsonl", rows)
+        path = write_rows(workplace / f"{kind}.jsonl", rows)
+        said = generate_answers(loaded, encoder, read_examples(str(path)), max_new_tokens=20)
+        assert all(any(map(str.isalnum, text)) for text in said)
+        rows = [row | {"keyword": text} for row, text in zip(rows, said, strict=True)]
+        write_rows(path, rows)
     run_page(README.parent / "docs" / "evaluation.md", workplace)
     assert (workplace / "sweep.svg").is_file()
 
