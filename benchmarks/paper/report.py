@@ -17,8 +17,8 @@ INTRODUCTION = """\
 Written by `python -m benchmarks.paper report` from the finished trials in `benchmarks/results/`.
 Nothing here was measured on the paper's own models; commands for those are at the end.
 
-    make paper-text     # SmolLM2-135M-Instruct forgets 40 capitals; about 45 minutes on two cores
-    make paper          # the vision test bed forgets 5, 10, 15 % of its persons; hours
+    make paper-text     # SmolLM2-135M-Instruct forgets 40 capitals; about an hour on two cores
+    make paper          # the vision test bed forgets 5, 10, 15 % of its persons; an hour each
     make paper-cost     # Figure 3: FLOPs, wall clock, peak memory
     make paper-quick    # everything cut to five minutes, into a temporary folder
 
