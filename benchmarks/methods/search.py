@@ -3,7 +3,7 @@
 Among the trials that keep at least 95 % of the vanilla retain score the strongest forgetting wins;
 with an oracle the closest to its forget score. Every method has a ladder of strengths (learning
 rate, gamma, share of neurons) and a second setting (lambda, layers). Gates and pruning do more harm
-the stronger they are, and so does training on the forget data alone: their ladders are bisected.
+the stronger they are, and so does training on the forget data alone: a grid, then a bisection.
 With a retain loss a higher learning rate also learns the retain data better, so that some learning
 rates are taken far apart; then lower ones until one is allowed, or the best one's neighbours, and
 another lambda.
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from kvwstream.search import Rule, Scores
 
 RUNGS = 15
-"""Strengths 1 to 15; 0 is the vanilla model. Four bisections find a whole one."""
+"""Strengths 1 to 15; 0 is the vanilla model."""
+GRID = (4, 7, 10, 13)
+"""Rungs that are tried first where strengths are bisected."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,26 @@ Plan = Generator[Point, Tried]
 
 
 def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
-    """Whole rungs until two are beside each other, then between these; second settings last."""
-    low, high, best = 0.0, RUNGS + 1.0, Point(1)
-    for _ in range(max(1, budget - num_seconds + 1)):
-        middle = (low + high) / 2
-        if high - low > 1:
-            middle = middle // 1
-        elif high > RUNGS:  # the strongest is not too strong
-            break
-        tried = yield Point(middle)
+    """A grid, halves above the strongest that is not too strong, then the second settings.
+
+    A score of few questions does not fall evenly: a bisection from the first trial on would be led
+    astray by a single question.
+    """
+    strengths = max(1, budget - num_seconds + 1)
+    low, high = 0.0, RUNGS + 1.0
+    for rung in GRID[:strengths]:
+        tried = yield Point(rung)
+        if not rule.too_strong(tried[-1][1]):
+            low, high = rung, RUNGS + 1.0
+        elif high > RUNGS:
+            high = rung
+    for _ in range(strengths - len(GRID)):
+        tried = yield Point((low + high) / 2)
         if rule.too_strong(tried[-1][1]):
-            high = middle
+            high = tried[-1][0].rung
         else:
-            low = middle
-        best = _best(tried, rule)
+            low = tried[-1][0].rung
+    best = _best(tried, rule)
     for second in range(1, num_seconds):
         # Second settings are usual, mild, strong; a mild one bears a higher rung.
         yield Point(min(RUNGS, best.rung + (2 if second == 1 else 0)), second)
