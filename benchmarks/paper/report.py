@@ -33,11 +33,12 @@ the truth; greedy, bfloat16, at most 12 (capitals) or 8 (persons) new tokens.
 
 **How settings are chosen.** At most {budget} evaluations for every method on each fold, along a
 ladder of strengths. γ, the pruned share and GA's learning rate are tried on a grid of four, halved
-above the strongest that is allowed, then other layers tried (1:27, 3:26, 0:29 of 30). With a retain loss a higher learning rate also learns the retain
-data better: rates are taken far apart first, at λ 1 with 10 steps and at λ 2 with 30, then lower
-ones until one is allowed, then the best one's neighbours, and λ 0.7. A search ends early where
-nothing can be better. Of the trials that keep at least 95 % of vanilla's retain score the one with
-the lowest forget score is taken, with an oracle the closest to it; where none
+above the strongest that is allowed, then other layers tried (1:27, 3:26, 0:29 of 30). With a retain
+loss a higher learning rate also learns the retain data better: rates are taken far apart first, at
+λ 1 with 10 steps and at λ 2 with 30, then lower ones until one is allowed, then the best one's
+neighbours, and λ 0.7. A search ends early where nothing can be better. Of the trials that keep at
+least 95 % of vanilla's retain score the one with the lowest forget score is taken, with an oracle
+the closest to it; where none
 keeps enough, the one that keeps most. Two folds of other capitals and persons: *Forget 1* is
 measured on fold 1 by the settings chosen on fold 2, and the other way round. The retain score is
 not folded, as in CLEAR's published folds; a *Retain* belongs to the *Forget* before it, the columns
