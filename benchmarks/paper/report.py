@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,27 +121,28 @@ CAPITALS = {
 }
 PERSONS = {"faces": "RealF", "world": "RealW"}
 CELEBRITIES = {"celebrities": "Celebrities"}
-TITLES = {"clear": ("CLEAR", PERSONS), "mllmu": ("MLLMU-Bench", CELEBRITIES)}
 KEPT = ("general", *PERSONS, *CELEBRITIES)
 """Sets beside the retain set that are to be kept in Figure 5."""
 
 
 def read_beds(results: Path) -> list[Bed]:
     """What runs here, run or not, and the published benchmarks that somebody ran."""
-    text, vision = (Log(results / f"paper-{name}.jsonl") for name in ("text", "vision"))
-    beds = [Bed("text", "SmolLM2, 40 capitals", Results.of(text, "text"), CAPITALS, oracle=False)]
-    published: list[Bed] = []
-    for percent in PERCENTS:
-        split, first = f"{percent:02d}", percent == PERCENTS[0]
-        name, title = "vision" if first else f"vision-{split}", "Vision test bed"
-        own = [("vision", name, title, vision, PERSONS, beds)]
-        for benchmark, (title, extras) in TITLES.items():
-            log = Log(results / f"paper-{benchmark}.jsonl")
-            own.append((benchmark, f"{benchmark}-{split}", title, log, extras, published))
-        for kind, name, title, log, extras, among in own:
-            found = Results.of(log, f"{kind}-{split}")
-            among.append(Bed(name, f"{title}, forget {percent} %", found, extras, analysed=first))
-    return [*beds, *(bed for bed in published if bed.known)]
+
+    def read(kind: str, title: str, extras: dict[str, str]) -> Iterator[Bed]:
+        """One for each forget ratio; the first is analysed."""
+        log = Log(results / f"paper-{kind}.jsonl")
+        for percent in PERCENTS:
+            name = f"{kind}-{percent:02d}"
+            heading, first = f"{title}, forget {percent} %", percent == PERCENTS[0]
+            yield Bed(name, heading, Results.of(log, name), extras, analysed=first)
+
+    text = Results.of(Log(results / "paper-text.jsonl"), "text")
+    published = [*read("clear", "CLEAR", PERSONS), *read("mllmu", "MLLMU-Bench", CELEBRITIES)]
+    return [
+        Bed("text", "SmolLM2, 40 capitals", text, CAPITALS, oracle=False),
+        *read("vision", "Vision test bed", PERSONS),
+        *(bed for bed in published if bed.known),
+    ]
 
 
 def write_report(results: Path, out: Path, figure_folder: Path, budget: int) -> None:
