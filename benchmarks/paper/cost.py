@@ -9,7 +9,6 @@ not know the CPU's fused kernel. Peak memory is that of a process of its own.
 
 from __future__ import annotations
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measuring import resident_peak
 from benchmarks.methods import gradient, kvw, manu, mmu, oracle
 from benchmarks.methods.training import (
     Pairs,
@@ -45,7 +45,7 @@ from kvwstream.sites import find_sites
 from kvwstream.strength import Strength
 
 STEPS = 4  # as many as MMU's mask has batches
-ROUNDS = 2
+ROUNDS = 3
 ALL_STEPS = 10
 RATE = 1e-4
 FORWARD = "plain forward"
@@ -186,7 +186,7 @@ def peak_megabytes(row: str, home: Path) -> float:
 def run_one(row: str, home: Path) -> None:
     """In a process of its own: one batch of a row, then its peak memory in MB."""
     Costs(capitals(), home)._batch("KVW" if row == RETAIN else row)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    print(resident_peak())  # not getrusage's, which begins with the parent's before exec
 
 
 def measure(home: Path, *, quick: bool = False) -> Values:
