@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import resident_peak
+from benchmarks.measuring import reset_peak, resident_peak
 from benchmarks.methods import gradient, kvw, manu, mmu, oracle
 from benchmarks.methods.training import (
     Pairs,
@@ -177,16 +177,21 @@ def count_flops(run: Callable[[], None]) -> int:
 
 
 def peak_megabytes(row: str, home: Path) -> float:
-    """Peak resident memory of a process that does one batch of a row, and of nothing else."""
+    """Peak resident memory of a process while it does one batch of a row."""
     command = [sys.executable, "-m", "benchmarks.paper", "cost", "--one", row, "--work", str(home)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
 
 
 def run_one(row: str, home: Path) -> None:
-    """In a process of its own: one batch of a row, then its peak memory in MB."""
-    Costs(capitals(), home)._batch("KVW" if row == RETAIN else row)
-    print(resident_peak())  # not getrusage's, which begins with the parent's before exec
+    """In a process of its own: one batch of a row, then its peak memory in MB.
+
+    The model is in memory; what loading it took at most is left out, being everyone's.
+    """
+    costs = Costs(capitals(), home)
+    reset_peak()
+    costs._batch("KVW" if row == RETAIN else row)
+    print(resident_peak())
 
 
 def measure(home: Path, *, quick: bool = False) -> Values:

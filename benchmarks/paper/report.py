@@ -69,7 +69,8 @@ each), accuracies on fold 2.
 FIGURE_3 = """\
 ## Figure 3: cost
 
-One interleaved run, medians; see `benchmarks/paper/cost.py` for what is counted. KVW and MANU rows
+One interleaved run, medians of three; peak memory of one batch with the model loaded; see
+`benchmarks/paper/cost.py` for what is counted. KVW and MANU rows
 are one request to forget, given C_r; its row is paid once, for any number of requests.
 """
 FIGURE_5 = """\
