@@ -14,8 +14,7 @@ from kvwstream.checkpoint import Checkpoint
 from kvwstream.examples import Example
 from kvwstream.generation import generate_answers
 from kvwstream.models import LoadedModel, load_model
-from kvwstream.pipelines.evaluate import judged
-from kvwstream.pipelines.trials import CORRECT
+from kvwstream.pipelines.evaluate import CORRECT, judged
 from kvwstream.pipelines.views import data_digest
 from kvwstream.sites import find_sites
 
@@ -89,10 +88,7 @@ class Case:
         answered = {}
         for name, examples in self.questions.items():
             given = [next(responses) for _ in examples]
-            scores = [
-                {CORRECT: float(judgement.correct), **judgement.scores}[self.judged_by]
-                for judgement in map(judged, examples, given)
-            ]
+            scores = [each.score(self.judged_by) for each in map(judged, examples, given)]
             answered[name] = Answered(given, scores)
         return answered
 

@@ -22,6 +22,8 @@ from kvwstream.probabilities import answer_scores
 from kvwstream.progress import Progress, Silent
 from kvwstream.strength import Strength
 
+CORRECT = "correct"
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -36,6 +38,10 @@ class Judgement:
     contained in the response."""
     scores: dict[str, float]
     """By the benchmarks' names: of the text, and of the answer's probabilities if asked for."""
+
+    def score(self, name: str) -> float:
+        """One of `scores`, or 1 or 0 for `correct`."""
+        return int(self.correct) if name == CORRECT else self.scores[name]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the scores beside the rest."""

@@ -20,9 +20,9 @@ from kvwstream.errors import DataError, OptionError
 from kvwstream.examples import Example
 from kvwstream.journal import Journal
 from kvwstream.models import environment_of, resolve_device
+from kvwstream.pipelines.evaluate import CORRECT
 from kvwstream.pipelines.recipe import check_base
 from kvwstream.pipelines.trials import (
-    CORRECT,
     KINDS,
     SCORES,
     VANILLA,

@@ -20,14 +20,13 @@ from kvwstream.generation import generate_answers
 from kvwstream.journal import Journal
 from kvwstream.metrics import TEXT_SCORES
 from kvwstream.models import LoadedModel, load_model
-from kvwstream.pipelines.evaluate import judged
+from kvwstream.pipelines.evaluate import CORRECT, judged
 from kvwstream.plan import Site
 from kvwstream.search import Scores, Setting
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
 
 KINDS = ("forget", "retain")
-CORRECT = "correct"
 SCORES = (CORRECT, *TEXT_SCORES)
 """What an answer can be judged by: the accuracy of its kind of question, or a score of its text."""
 VANILLA: Setting = {"gamma": 0.0}
@@ -145,10 +144,8 @@ class Trier:
             batch_size=self.asking.batch_size,
             max_new_tokens=self.asking.max_new_tokens,
         )
-        scores = [
-            {CORRECT: int(judgement.correct), **judgement.scores}[self.asking.score]
-            for judgement in map(judged, examples, responses)
-        ]
+        judgements = map(judged, examples, responses)
+        scores = [judgement.score(self.asking.score) for judgement in judgements]
         count = len(self.asking.questions["forget"])
         return {"forget": scores[:count], "retain": scores[count:]}
 
