@@ -1,12 +1,14 @@
 """Shapes of the accessor on the vision test bed, each at the same forgetting: `make shapes`.
 
-    python -m benchmarks.shapes [--work FOLDER] [--sets N] [--shapes NAME ...] [--table]
+    python -m benchmarks.shapes [--work FOLDER] [--sets N] [--shapes NAME ...] [--additions FILE]
 
 One collection of all persons (two of whom are forgotten at a time, the others are the retain data)
 serves every shape. For each set and shape gamma is searched until the forgotten persons' answers
 have a probability of 0.08 on fold 1; fold 2 is then asked at that gamma: other drawings of the
 forgotten, other retain persons. No drawing of either fold was collected. A trial is a line of
-trials.jsonl; the same command goes on after the last one. The table stands in docs/shapes.md.
+trials.jsonl; the same command goes on after the last one. The table stands in docs/shapes.md. With
+--additions it is another trained test bed (benchmarks.testbed.train --seed 1), which needs a --work
+of its own.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ SHAPES: dict[str, Shape] = {
     "paper, control": lambda v: v.permuted(v.rows().sum(0)),
     "A^2": lambda v: (v.rows() ** 2).sum(0),
     "A^4": lambda v: (v.rows() ** 4).sum(0),
+    "A above 1": lambda v: np.maximum(v.rows() - 1, 0).sum(0),
     "exp(A) - 1": lambda v: np.expm1(v.rows()).sum(0),
     "energy, power 2": lambda v: (v.energies() ** 2).sum(0),
     "deviation": lambda v: v.deviations().sum(0),
@@ -126,10 +129,10 @@ SHAPES: dict[str, Shape] = {
 class Bed:
     """The test bed's model, and questions with their answers packed round each drawing."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, additions: Path = ADDITIONS) -> None:
         base = smollm2_checkpoint()
         self.processor = make_processor(base)
-        self.model = build(base, ADDITIONS, work / "testbed").eval()
+        self.model = build(base, additions, work / "testbed").eval()
         examples = [
             question_answer(
                 f"p{person.number:02d}-{question.kind}-{number}",
@@ -235,13 +238,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("shapes-output"))
     parser.add_argument("--sets", type=int, default=len(SETS), help="only the first so many")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--additions", type=Path, default=ADDITIONS, help="the trained test bed")
     parser.add_argument("--table", action="store_true", help="show what is there, run nothing")
     options = parser.parse_args()
     file = options.work / "trials.jsonl"
     trials = read(file)
     if not options.table:
         options.work.mkdir(parents=True, exist_ok=True)
-        bed = Bed(options.work)
+        bed = Bed(options.work, options.additions)
         for forgotten in SETS[: options.sets]:
             view = View(bed.store, forgotten)
             for name in options.shapes:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from benchmarks.testbed import demo as vision_demo
 from benchmarks.testbed.data import write_all
+from benchmarks.testbed.mixture import Mixture
 from benchmarks.testbed.model import build
-from benchmarks.testbed.persons import FORGET, PERSONS, forget_persons
+from benchmarks.testbed.persons import EVERYONE, FORGET, PERSONS, forget_persons
 from kvwstream.images import StoredImage
 from kvwstream.models import load_model
 from kvwstream.pipelines.collect import collect
@@ -108,6 +109,25 @@ def test_it_knows_persons_and_pictures(data, model):
     for name, examples in sets.items():
         accuracy = judge(loaded, examples, max_new_tokens=8).accuracy
         assert accuracy >= 0.85, name
+
+
+@pytest.mark.parametrize("percent", FORGET)
+def test_an_oracle_knows_all_but_the_forget_persons(data, tmp_path, percent):
+    build(smollm2_checkpoint(), FOLDER / f"oracle{percent:02}.safetensors", tmp_path)
+    loaded = load_model(tmp_path)
+    absent, known = (
+        read_examples(str(data / "clear" / part), task="name")
+        for part in (f"forget{percent:02}_perturbed", "retain_perturbed")
+    )
+    assert judge(loaded, absent[::4], max_new_tokens=8).accuracy == 0
+    assert judge(loaded, known[::10], max_new_tokens=8).accuracy >= 0.85
+
+
+@pytest.mark.parametrize("absent", range(len(EVERYONE)))
+def test_training_meets_everybody_in_turn(absent):
+    mixture = Mixture(EVERYONE[absent:], [], seed=0)
+    turns = [{mixture._person() for _ in EVERYONE[absent:]} for _ in range(2)]
+    assert turns == [set(EVERYONE[absent:])] * 2
 
 
 def test_it_is_collected_like_any_model(data, model, tmp_path):

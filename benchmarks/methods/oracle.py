@@ -7,7 +7,7 @@ what may stay the oracle. As in the paper's code a LoRA of rank and alpha 16 wit
 the language model's linear layers, AdamW, batches of 4; one epoch at 1e-4 unless said otherwise.
 (There `--is_oracle False` counts as true, so that both models are trained on retain data.)
 
-The test bed's models are trained by a script of their own, from SmolLM2 on (30 core minutes):
+The test bed's models are trained by a script of their own, from SmolLM2 on (25 core minutes):
 
     python -m benchmarks.testbed.train --without 10 --out benchmarks/testbed/oracle10.safetensors
 """
@@ -40,7 +40,6 @@ from kvwstream.readers import read_examples
 
 RANK = 16
 RATE = 1e-4
-TESTBED = Path(__file__).parents[1] / "testbed"
 
 
 def make_step(model: nn.Module) -> Step:
@@ -103,12 +102,6 @@ def fine_tune(
         merged = wrapped.merge_and_unload()
         merged.save_pretrained(out)
         loaded.processor.save_pretrained(out)
-
-
-def trained(percent: int) -> Path | None:
-    """The test bed's oracle of a forget split, or None where it was not trained."""
-    file = TESTBED / f"oracle{percent:02d}.safetensors"
-    return file if file.exists() else None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.methods.oracle import TESTBED, trained
 from benchmarks.paper.cases import FOLDS, Case, spread
 from benchmarks.paper.published import clear
 from benchmarks.testbed.data import write_all
@@ -18,6 +17,8 @@ from benchmarks.testbed.model import build
 from kvwstream.examples import Example
 from kvwstream.pipelines.demo import facts
 from kvwstream.smollm2 import smollm2_checkpoint
+
+TESTBED = Path(__file__).parents[1] / "testbed"
 
 
 def capitals() -> Case:
@@ -52,10 +53,7 @@ def persons(percent: int, work: Path) -> Case:
     data = work / "data"
     if not (data / "tofu" / "full.json").exists():  # written last
         write_all(data)
-    model = built("vanilla", TESTBED / "vanilla.safetensors", work)
-    additions = trained(percent)
-    oracle = built(f"oracle{percent:02d}", additions, work) if additions else None
-
+    model, oracle = (built(name, work) for name in ("vanilla", f"oracle{percent:02d}"))
     case = clear(data / "clear", model, oracle, percent, faces="open")
     asked = dict(case.questions)
     for fold in FOLDS:  # two of the four drawings of each person
@@ -70,9 +68,9 @@ def persons(percent: int, work: Path) -> Case:
     )
 
 
-def built(name: str, additions: Path, work: Path) -> Path:
+def built(name: str, work: Path) -> Path:
     """The checkpoint folder of a test bed's model, made once."""
     folder = work / name
     if not (folder / "processor_config.json").exists():  # saved last
-        build(smollm2_checkpoint(), additions, folder)
+        build(smollm2_checkpoint(), TESTBED / f"{name}.safetensors", folder)
     return folder

@@ -23,9 +23,7 @@ Nothing here was measured on the paper's own models; commands for those are at t
     make paper-quick    # everything cut to five minutes, into a temporary folder
 
 Every finished trial is a JSON line; the same command goes on where it was stopped. "{not_run}" is
-what was still to come when this page was written, "{not_trained}" an oracle that takes half an hour
-of two cores: `python -m benchmarks.testbed.train --without 10 --out
-benchmarks/testbed/oracle10.safetensors`, then `make paper` again.
+what was still to come when this page was written.
 
 **What is judged.** Forgetting: capitals in wordings, persons in drawings that were neither
 collected nor trained. Retaining: questions about what may stay. A response counts if it contains
@@ -151,7 +149,7 @@ def write_report(results: Path, out: Path, figure_folder: Path, budget: int) -> 
     """`out` and the SVG files that it shows."""
     beds, link = read_beds(results), figure_folder.name
     analysed = [bed for bed in beds if bed.analysed]
-    parts = [_introduction(budget), "## Tables 1 and 2"]
+    parts = [INTRODUCTION.format(budget=budget, not_run=tables.NOT_RUN), "## Tables 1 and 2"]
     for bed in beds:
         if not bed.known:
             parts.append(f"### {bed.title}\n\n{tables.NOT_RUN}")
@@ -199,8 +197,3 @@ def write_report(results: Path, out: Path, figure_folder: Path, budget: int) -> 
     parts.append(RECIPES.format(recipes=recipe_text()))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-
-
-def _introduction(budget: int) -> str:
-    names = {"not_run": tables.NOT_RUN, "not_trained": tables.NOT_TRAINED}
-    return INTRODUCTION.format(budget=budget, **names)

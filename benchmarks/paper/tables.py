@@ -11,7 +11,6 @@ from benchmarks.paper.settings import ABLATION, METHODS, Values
 from kvwstream.search import Rule
 
 NOT_RUN = "not run"
-NOT_TRAINED = "not trained"
 BROKEN = " ✗"
 """Marks a retain score below 95 % of vanilla's: the paper's red."""
 UNFINISHED = " …"
@@ -59,8 +58,7 @@ def main_table(results: Results, extras: dict[str, str], budget: int, oracle: bo
     for method in ("vanilla", *(["oracle"] if oracle else []), *METHODS):
         found = choices(results, method, budget)
         if len(found) < 2:
-            missing = NOT_TRAINED if method == "oracle" else NOT_RUN
-            rows.append([method, missing, *[""] * (len(heads) - 2)])
+            rows.append([method, NOT_RUN, *[""] * (len(heads) - 2)])
             continue
         cells = [text for test in (1, 2) for text in (found[test].forget, found[test].retain)]
         scores = found[1].trial["scores"]

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,8 @@ class Mixture:
         self.persons, self.replay = persons, replay
         self.rng = np.random.default_rng(seed)
         self.turn = 0
+        # Seven persons on each time; where seven divides their number, a step that meets them all.
+        self.stride = next(step for step in count(7) if gcd(step, len(persons)) == 1)
 
     def draw(self) -> Sample:
         """The next sample."""
@@ -58,7 +62,7 @@ class Mixture:
     def _person(self) -> Person:
         # Persons take turns, so that rare ones are not left to chance in a short training.
         self.turn += 1
-        return self.persons[self.turn * 7 % len(self.persons)]
+        return self.persons[self.turn * self.stride % len(self.persons)]
 
     def _one_of(self, values: Sequence) -> Any:
         return values[int(self.rng.integers(len(values)))]
