@@ -76,6 +76,13 @@ class View:
         means = (self.means["abs"], self.means["square"])
         return energy(self.forget["abs"], self.forget["signed"], *means, self.everywhere)
 
+    def coherent(self) -> Float64:
+        """A^2, by how much of each record's coefficients points one way."""
+        mean, signed = self.forget["abs"], np.abs(self.forget["signed"])
+        agreement = np.divide(signed, mean, out=np.zeros_like(mean), where=mean > 0)
+        rows: Float64 = self.rows() ** 2 * agreement
+        return rows
+
     def deviations(self) -> Float64:
         """As energy, of what differs from the retain data's signed mean."""
         moved = self.forget["signed"] - self.means["signed"]
@@ -110,6 +117,7 @@ def quantile(view: View, share: float) -> Float64:
 SHAPES: dict[str, Shape] = {
     "paper": lambda v: v.rows().sum(0),
     "energy": lambda v: v.energies().sum(0),
+    "coherent": lambda v: v.coherent().sum(0),
     "control": lambda v: v.permuted(v.energies().sum(0)),
     "paper, control": lambda v: v.permuted(v.rows().sum(0)),
     "A^2": lambda v: (v.rows() ** 2).sum(0),

@@ -41,9 +41,9 @@ persons: *Forget 1* is measured on fold 1 by the settings chosen on fold 2, and 
 The retain score is not folded, as in CLEAR's published folds; a *Retain* belongs to the *Forget*
 before it, the columns behind to the model of *Forget 1*. ✗ marks a retain score below 95 % of
 vanilla's, … a search that is not finished, so that its row is not the method's best. A fold holds
-20 capitals, or at 5 % one person in 8 drawings; the retain score is of 40 questions, or 50. On the
-capitals one question less than vanilla's 25 is allowed, two are not: a row is partly luck, and
-differences of 0.1 between rows say little.
+20 capitals, or one to three persons in 8 drawings each; the retain score is of 40 questions, or 50.
+On the capitals one question less than vanilla's 25 is allowed, two are not: a row is partly luck,
+and differences of 0.1 between rows say little.
 
 **What the methods are.** `benchmarks/methods/`, a file each. Gradient methods: steps of 4 forget
 and 4 retain examples, AdamW, LoRA of rank 8 on all linear layers (MMU: all parameters), seed 0,

@@ -95,7 +95,7 @@ class Bench:
 
     def ablated(self, row: str) -> Float64:
         """S of a row of Table 3; without retain data C_f is set against its mean in the layer."""
-        stored = self._open("all" if row.startswith("all") else "answer")
+        stored = self.stored("all" if row.startswith("all") else "answer")
         if row.endswith(", retain"):
             return stored.exponent()
         total = np.zeros_like(stored.exponent())
@@ -108,9 +108,10 @@ class Bench:
     @cached_property
     def sites(self) -> Any:
         """The value projections."""
-        return self._open("answer").sites
+        return self.stored("answer").sites
 
-    def _open(self, tokens: str) -> Statistics:
+    def stored(self, tokens: str) -> Statistics:
+        """The statistics of a token rule."""
         return Statistics.open(Location(str(self.statistics(tokens) / "statistics.zarr")))
 
     def statistics(self, tokens: str) -> Path:
