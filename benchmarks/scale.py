@@ -153,7 +153,7 @@ class Cost(NamedTuple):
 
 def cost(job: Job) -> Cost:
     model, _, gpus, batch_size, part_size, moments = job
-    has_energy = moments == len(MOMENTS)  # the shape `energy` takes one sum and one row more
+    has_all = moments == len(MOMENTS)  # one sum and one row more are read
     workers = max(1, gpus // model.gpus)
     records = ceil(job.examples, batch_size)
     parts, in_part = ceil(records, part_size), min(part_size, records)
@@ -177,11 +177,11 @@ def cost(job: Job) -> Cost:
         # is there a seal, before and after the passes? and the metadata that it takes up
         gets=parts * (2 + moments + 1),
         reduce_lists=pages,
-        reduce_gets=parts * (PART_GETS + has_energy),
+        reduce_gets=parts * (PART_GETS + has_all),
         record_bytes=record_bytes,
         part_bytes=in_part * record_bytes,
         store_bytes=records * record_bytes,
-        statistics_bytes=records * ((3 + has_energy) * 8 * model.vectors + counts),
+        statistics_bytes=records * ((3 + has_all) * 8 * model.vectors + counts),
         plan=job.examples * LOCATE + model.weights * DIGEST,
         collect={
             "start": model.weights * per_byte,

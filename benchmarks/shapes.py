@@ -29,7 +29,7 @@ from benchmarks.testbed.mixture import Sample, collate
 from benchmarks.testbed.model import build, make_processor
 from benchmarks.testbed.persons import PERSONS, TEST_DRAWINGS
 from benchmarks.testbed.questions import FACTS, IMAGE_WORDINGS, person_questions
-from kvwstream.accessor import EPSILON, LayerRange, accessor, energy, vector_gates
+from kvwstream.accessor import EPSILON, LayerRange, accessor, coherent, energy, vector_gates
 from kvwstream.coefficients import Float64
 from kvwstream.examples import question_answer
 from kvwstream.gates import gated
@@ -77,11 +77,8 @@ class View:
         return energy(self.forget["abs"], self.forget["signed"], *means, self.everywhere)
 
     def coherent(self) -> Float64:
-        """A^2, by how much of each record's coefficients points one way."""
-        mean, signed = self.forget["abs"], np.abs(self.forget["signed"])
-        agreement = np.divide(signed, mean, out=np.zeros_like(mean), where=mean > 0)
-        rows: Float64 = self.rows() ** 2 * agreement
-        return rows
+        """Rows of the shape `coherent`."""
+        return coherent(self.rows(), self.forget["abs"], self.forget["signed"])
 
     def deviations(self) -> Float64:
         """As energy, of what differs from the retain data's signed mean."""

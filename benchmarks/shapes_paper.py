@@ -45,15 +45,6 @@ def raised(power: float, shape: str = "paper") -> Shape:
     return lambda stored: Strength(0, LAYERS, power=power, shape=shape).exponent(stored)
 
 
-def coherent(stored: Statistics) -> Float64:
-    """A^2, by how much of each record's coefficients points one way."""
-    count, total = stored.num_forget_records, np.zeros_like(stored.exponent())
-    names = ("accessor", "forget_signed_mean", "forget_mean")
-    for a, signed, mean in zip(*(stored.rows(name, count) for name in names), strict=True):
-        total += a * a * np.divide(np.abs(signed), mean, out=np.zeros_like(a), where=mean > 0)
-    return total
-
-
 def permuted(stored: Statistics) -> Float64:
     """The control: S of A^2 dealt out anew within each layer."""
     rng, total = np.random.default_rng(0), raised(2)(stored)
@@ -67,7 +58,7 @@ SHAPES: dict[str, Shape] = {
     "A^2": raised(2),
     "A^3": raised(3),
     "A^4": raised(4),
-    "coherent": coherent,
+    "coherent": raised(1, "coherent"),
     "E": raised(0.5, "energy"),
     "energy (E^2)": raised(1, "energy"),
     "A^2, permuted": permuted,

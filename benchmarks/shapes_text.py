@@ -56,11 +56,12 @@ class Row(NamedTuple):
     """S dealt out anew within each layer: the control."""
 
 
-ENERGY, SQUARED = {"shape": "energy"}, {"power": 2.0}
+ENERGY, COHERENT, SQUARED = {"shape": "energy"}, {"shape": "coherent"}, {"power": 2.0}
 ROWS = {
     "paper, 1 wording": Row(),
     "A^2, 1 wording": Row(options=SQUARED),
     "energy, 1 wording": Row(options=ENERGY),
+    "coherent, 1 wording": Row(options=COHERENT),
     "energy, permuted": Row(options=ENERGY, permuted=True),
     "paper, 3 wordings": Row("three"),
     "A^2, 3 wordings": Row("three", SQUARED),
@@ -69,6 +70,7 @@ ROWS = {
     "energy, 3 wordings and reversed": Row("reversed", ENERGY),
     "A^2, question tokens": Row(options=SQUARED, tokens="question"),
     "A^2, all tokens": Row(options=SQUARED, tokens="all"),
+    "coherent, all tokens": Row(options=COHERENT, tokens="all"),
     "A^2, layers 1 to 13": Row(options=SQUARED, layers=LayerRange(1, 13)),
     "A^2, layers 14 to 27": Row(options=SQUARED, layers=LayerRange(14, 27)),
 }

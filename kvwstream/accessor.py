@@ -63,6 +63,18 @@ def energy(
     return np.where(covered & (forget_mean > retain_mean), ratio * ratio, 0.0)
 
 
+def coherent(accessors: Float64, forget_mean: Float64, signed_mean: Float64) -> Float64:
+    """A^2 |m| / C_f: the paper's A squared, by how far a record's coefficients point one way.
+
+    `accessors` (..., vector) of the records, `forget_mean` C_f and `signed_mean` m alike. The share
+    is 1 where all coefficients have one sign, and 0 where they cancel or where there are none. Not
+    in the paper; see `docs/shapes.md`.
+    """
+    agreeing = np.minimum(np.abs(signed_mean), forget_mean)
+    share = np.divide(agreeing, forget_mean, out=np.zeros_like(agreeing), where=forget_mean > 0)
+    return accessors * accessors * share
+
+
 def exponent(accessors: npt.ArrayLike) -> Float64:
     """S after the records `accessors` (record, vector): a left fold in record order."""
     rows = np.asarray(accessors, dtype=np.float64)

@@ -82,11 +82,12 @@ class Shapes(StrEnum):
 
     paper = "paper"
     energy = "energy"
+    coherent = "coherent"
 
 
 Shape = Annotated[
     Shapes,
-    typer.Option(help="A: the paper's, or energy; see docs/shapes.md."),
+    typer.Option(help="A: the paper's, energy or coherent; see docs/shapes.md."),
 ]
 Power = Annotated[float, typer.Option(help="P in the sum of max(0, A - T)^P; a multiple of 0.5.")]
 Threshold = Annotated[float, typer.Option(help="T in the sum of max(0, A - T)^P.")]

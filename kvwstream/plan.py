@@ -18,8 +18,8 @@ from kvwstream.errors import DamageError, OptionError
 
 FORMAT_VERSION = 3
 MOMENTS = ("abs", "signed", "square")
-ENERGY_MOMENTS = {"signed", "square"}
-"""What the shape `energy` needs beside the absolute moment."""
+FURTHER_MOMENTS = {"signed", "square"}
+"""What the shapes `energy` and `coherent` need beside the absolute moment."""
 ARITHMETICS = ("exact", "in-place")
 TOKEN_RULES = ("answer", "question", "image", "all")
 

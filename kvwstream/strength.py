@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kvwstream.accessor import LayerRange, accessor, check_gamma, energy
+from kvwstream.accessor import LayerRange, accessor, check_gamma, coherent, energy
 from kvwstream.coefficients import Float64, per_vector
 from kvwstream.errors import OptionError
 from kvwstream.plan import Site
 
 ACCESSORS = ("record", "running", "mean")
-SHAPES = ("paper", "energy")
+SHAPES = ("paper", "energy", "coherent")
 SHAPE = {
     **{"power": 1.0, "threshold": 0.0, "accessor": "record", "until": None},
     "shape": "paper",
@@ -41,8 +41,8 @@ class Stored(Protocol):
         ...
 
     @property
-    def has_energy(self) -> bool:
-        """Whether there is what the shape `energy` needs."""
+    def has_moments(self) -> bool:
+        """Whether there is what the shapes `energy` and `coherent` need."""
         ...
 
     @property
@@ -80,7 +80,8 @@ class Strength:
     until: int | None = None
     """Forget records replayed, from the first on; None is all of them."""
     shape: str = "paper"
-    """What A is: the `paper`'s log-ratio of means (Eq. 4), or `energy` (`docs/shapes.md`)."""
+    """What A is: the `paper`'s log-ratio of means (Eq. 4), `energy` or `coherent`
+    (`docs/shapes.md`)."""
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
@@ -98,10 +99,10 @@ class Strength:
             )
         if self.shape not in SHAPES:
             raise OptionError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape}")
-        if self.shape == "energy" and self.accessor != "record":
+        if self.shape != "paper" and self.accessor != "record":
             raise OptionError(
-                f"shape energy is made record by record, got accessor {self.accessor}; leave it at "
-                "record"
+                f"shape {self.shape} is made record by record, got accessor {self.accessor}; leave "
+                "it at record"
             )
         if self.until is not None and (not isinstance(self.until, int) or self.until < 0):
             raise OptionError(f"until must be a whole number of at least 0, got {self.until}")
@@ -131,10 +132,11 @@ class Strength:
     def check_fits(self, stored: Stored) -> None:
         """`OptionError` if the statistics do not hold what this takes."""
         self.num_records(stored)
-        if self.shape == "energy" and not stored.has_energy:
+        if self.shape != "paper" and not stored.has_moments:
             raise OptionError(
-                "shape energy needs the signed and square moments, which these statistics do not "
-                "hold: collect both data sets with --moments abs,signed,square, or take shape paper"
+                f"shape {self.shape} needs the signed and square moments, which these statistics "
+                "do not hold: collect both data sets with --moments abs,signed,square, or take "
+                "shape paper"
             )
 
     def num_records(self, stored: Stored) -> int:
@@ -173,6 +175,10 @@ class Strength:
     def _accessors(self, stored: Stored, count: int) -> Iterator[Float64]:
         if (self.shape, self.accessor) == ("paper", "record"):
             yield from stored.rows("accessor", count)
+            return
+        if self.shape == "coherent":
+            names = ("accessor", "forget_mean", "forget_signed_mean")
+            yield from map(coherent, *(stored.rows(name, count) for name in names))
             return
         retain = stored.read("retain_mean")
         widths = np.array([site.width for site in stored.sites], np.int64)

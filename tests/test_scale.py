@@ -28,7 +28,7 @@ from kvwstream.pipelines.derive import ROW_DTYPES
 from kvwstream.stores import location
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import ENERGY
+from kvwstream.stores.statistics import OF_FURTHER_MOMENTS
 from tests.conftest import Artefacts, tree_bytes
 from tests.object_storage import FaultyProxy, s3_server
 
@@ -55,7 +55,7 @@ def test_objects_and_bytes_of_stores_and_statistics(artefacts: Artefacts):
         assert len(parts) == expected.parts
         assert sum(map(size_of, parts)) == expected.store_bytes
         assert max(map(size_of, parts)) == expected.part_bytes
-    rows = ROW_DTYPES.keys() - ENERGY  # of moments that are not collected
+    rows = ROW_DTYPES.keys() - OF_FURTHER_MOMENTS  # of moments that are not collected
     assert size_of(artefacts.statistics, rows) == expected.statistics_bytes
 
 

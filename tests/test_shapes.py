@@ -1,7 +1,8 @@
-"""The shape `energy`: by its laws, against a plain loop, and through every verb to the bit."""
+"""The shapes `energy` and `coherent`: laws, against a plain loop, through every verb to the bit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file
 
-from kvwstream.accessor import LARGEST_ENERGY, LayerRange, energy, gates
+from kvwstream.accessor import LARGEST_ENERGY, LayerRange, coherent, energy, gates
 from kvwstream.adapter import read_vectors
 from kvwstream.errors import OptionError
 from kvwstream.gates_file import GatesFile
@@ -27,13 +28,15 @@ from kvwstream.plan import MOMENTS
 from kvwstream.readers import read_examples
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.location import Location
-from kvwstream.stores.statistics import ENERGY, Statistics
+from kvwstream.stores.statistics import OF_FURTHER_MOMENTS, Statistics
 from kvwstream.strength import Strength
 from tests.conftest import Artefacts, tree_bytes
 
 LAYERS = LayerRange(0, 1)
+OURS = pytest.mark.parametrize("shape", ["energy", "coherent"])
 WIDTH = 6
 sizes = arrays(np.float64, WIDTH, elements=st.floats(0, 1e3))
+some = arrays(np.float64, WIDTH, elements=st.just(0.0) | st.floats(1e-3, 1e3))
 signed = arrays(np.float64, WIDTH, elements=st.floats(-1e3, 1e3))
 masks = arrays(np.bool_, WIDTH)
 
@@ -73,6 +76,23 @@ def test_by_hand():
     np.testing.assert_allclose(found, [4.0, LARGEST_ENERGY**2, 0, 0, 0], rtol=1e-11)
 
 
+@given(sizes, some, arrays(np.float64, WIDTH, elements=st.floats(-1, 1)))
+def test_coherent_is_the_square_of_a_where_all_coefficients_have_one_sign(a, mean, share):
+    found = coherent(a, mean, mean * share)
+    assert ((found >= 0) & (found <= a * a)).all()
+    np.testing.assert_array_equal(coherent(a, mean, -mean * share), found)
+    np.testing.assert_array_equal(coherent(a, mean, -mean), np.where(mean > 0, a * a, 0))
+    np.testing.assert_allclose(found, np.where(mean > 0, a * a * abs(share), 0), atol=1e-12)
+
+
+def test_coherent_by_hand():
+    """Half, all, cancelled, none, no A."""
+    found = coherent(
+        np.array([3.0, 3, 3, 3, 0]), np.array([2.0, 2, 2, 0, 2]), np.array([-1.0, 2, 0, 0, 2])
+    )
+    np.testing.assert_array_equal(found, [4.5, 9, 0, 0, 0])
+
+
 class Measured:
     """A tiny model's stores with all moments, and their statistics."""
 
@@ -97,7 +117,7 @@ def measured(tmp_path_factory, llama, data) -> Measured:
     return Measured(tmp_path_factory.mktemp("shapes"), llama, data)
 
 
-def plain_loop(measured: Measured) -> list[float]:
+def plain_loop(measured: Measured, shape: str) -> list[float]:
     """S by Python's own numbers, from the sums of every record."""
     forget, retain = (list(measured.parts(kind)) for kind in ("forget", "retain"))
     tokens = sum(int(part.counts[:, 0].sum()) for part in retain)
@@ -110,23 +130,30 @@ def plain_loop(measured: Measured) -> list[float]:
         total = 0.0
         for part in forget:
             for record, counts in enumerate(part.counts[:, 0].tolist()):
-                coherent = float(part.sums["signed"][record, vector]) / counts
-                if float(part.sums["abs"][record, vector]) / counts > mean:
-                    total += min(coherent**2 / (square + 1e-12), LARGEST_ENERGY) ** 2
+                signed, size = (
+                    float(part.sums[moment][record, vector]) / counts
+                    for moment in ("signed", "abs")
+                )
+                if size > mean and shape == "energy":
+                    total += min(signed**2 / (square + 1e-12), LARGEST_ENERGY) ** 2
+                elif size > mean:
+                    a = math.log(size + 1e-12) - math.log(mean + 1e-12)
+                    total += a * a * abs(signed) / size
         result.append(total)
     return result
 
 
-def test_s_is_that_of_a_plain_loop(measured: Measured):
-    found = Strength(0.1, LAYERS, shape="energy").exponent(measured.stored)
+@OURS
+def test_s_is_that_of_a_plain_loop(measured: Measured, shape: str):
+    found = Strength(0.1, LAYERS, shape=shape).exponent(measured.stored)
     assert found.any()
-    np.testing.assert_allclose(found, plain_loop(measured), rtol=1e-11)
+    np.testing.assert_allclose(found, plain_loop(measured, shape), rtol=1e-9)
 
 
 def test_reduce_gives_the_bits_of_the_serial_specification(measured: Measured):
     widths = np.array([site.width for site in measured.stored.sites])
     expected = reduce_serial(measured.parts("retain"), measured.parts("forget"), widths)
-    assert expected.keys() >= ENERGY
+    assert expected.keys() >= OF_FURTHER_MOMENTS
     for name, values in expected.items():
         np.testing.assert_array_equal(measured.stored.read(name), values, err_msg=name)
 
@@ -135,7 +162,7 @@ def test_they_are_kept_where_all_moments_are_and_the_paper_does_not_see_them(
     measured: Measured, artefacts: Artefacts
 ):
     other = Statistics.open(Location(artefacts.statistics))
-    assert not ENERGY & other.attributes["sha256"].keys()
+    assert not OF_FURTHER_MOMENTS & other.attributes["sha256"].keys()
     plain = Strength(0.1, LAYERS, shape="paper").exponent(measured.stored)
     assert plain.tobytes() == measured.stored.exponent().tobytes()
 
@@ -153,12 +180,15 @@ def test_a_second_request_gives_the_bytes_of_both_at_once(measured: Measured, da
     assert tree_bytes(whole) == tree_bytes(second)
 
 
-def test_checkpoint_adapter_and_gates_agree_and_are_made_anew(measured: Measured, tmp_path: Path):
-    strength = Strength(0.7, LAYERS, 0.5, 0.01, until=4, shape="energy")
+@OURS
+def test_checkpoint_adapter_and_gates_agree_and_are_made_anew(
+    measured: Measured, tmp_path: Path, shape: str
+):
+    strength = Strength(0.7, LAYERS, 0.5, 0.01, until=4, shape=shape)
     results = {kind: tmp_path / kind for kind in ("checkpoint", "adapter", "gates")}
     for kind, place in results.items():
         manifest = apply(measured.model, measured.url, place, strength, kind=kind)
-        assert manifest["shape"] == "energy"
+        assert manifest["shape"] == shape
     log_gates = GatesFile.read(results["gates"]).log_gates
     vectors = read_vectors(results["adapter"])
     total = strength.exponent(measured.stored)
@@ -178,21 +208,23 @@ def test_checkpoint_adapter_and_gates_agree_and_are_made_anew(measured: Measured
     assert report.passed, report.findings
 
 
-def test_in_place_takes_the_rows_one_by_one(measured: Measured, tmp_path: Path):
-    strength = Strength(0.7, LAYERS, shape="energy")
+@OURS
+def test_in_place_takes_the_rows_one_by_one(measured: Measured, tmp_path: Path, shape: str):
+    strength = Strength(0.7, LAYERS, shape=shape)
     apply(measured.model, measured.url, tmp_path / "w", strength, arithmetic="in-place")
     report = audit([str(tmp_path / "w")], base=measured.model, statistics=measured.url)
     assert report.passed, report.findings
 
 
-def test_what_it_needs_is_said(artefacts: Artefacts, tmp_path: Path):
+@OURS
+def test_what_it_needs_is_said(artefacts: Artefacts, tmp_path: Path, shape: str):
     for options, message in (
-        ({"shape": "energy", "accessor": "running"}, "got accessor running; leave it at record"),
-        ({"shape": "energy", "accessor": "mean"}, "got accessor mean; leave it at record"),
-        ({"shape": "best"}, "shape must be one of paper, energy, got best"),
+        ({"shape": shape, "accessor": "running"}, f"{shape} is .* got accessor running; leave it"),
+        ({"shape": shape, "accessor": "mean"}, f"{shape} is .* got accessor mean; leave it"),
+        ({"shape": "best"}, "shape must be one of paper, energy, coherent, got best"),
     ):
         with pytest.raises(OptionError, match=message):
             Strength(0.1, LAYERS, **options)
-    strength = Strength(0.1, LAYERS, shape="energy")
+    strength = Strength(0.1, LAYERS, shape=shape)
     with pytest.raises(OptionError, match="collect both data sets with --moments abs,signed,sq"):
         apply(artefacts.model, artefacts.statistics, tmp_path / "w", strength)

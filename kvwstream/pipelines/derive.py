@@ -33,11 +33,11 @@ from kvwstream.pipelines.chain import Chain
 from kvwstream.pipelines.read_ahead import Reader, moments_of, read_ahead, read_moments
 from kvwstream.pipelines.retained import Retained
 from kvwstream.pipelines.sources import check_on_base
-from kvwstream.plan import ENERGY_MOMENTS, Progressive
+from kvwstream.plan import FURTHER_MOMENTS, Progressive
 from kvwstream.progress import Advance
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.sealed_part import PartData
-from kvwstream.stores.statistics import CHUNK_BYTES, ENERGY, Statistics
+from kvwstream.stores.statistics import CHUNK_BYTES, OF_FURTHER_MOMENTS, Statistics
 from kvwstream.stores.statistics_writer import coordinates
 
 ROW_DTYPES = {
@@ -123,7 +123,9 @@ def derive(
     before = previous.attributes["progressive"] if previous else None
     chain = Chain(forget, retained, num_before, Progressive(**before) if before else None)
     stored = _stored_blocks(previous, num_before) if previous else iter(())
-    names_of_rows = [n for n in ROW_DTYPES if n not in ENERGY or retained.square_mean is not None]
+    names_of_rows = [
+        n for n in ROW_DTYPES if n not in OF_FURTHER_MOMENTS or retained.square_mean is not None
+    ]
     rows = {name: sink.rows(name, ROW_DTYPES[name]) for name in names_of_rows}
     number, sent = 0, list[Future[None]]()
     with ThreadPoolExecutor(len(rows)) as lanes:
@@ -154,7 +156,7 @@ def _stored_blocks(previous: Statistics, count: int) -> Iterator[ForgetBlock]:
         return
     counts, number = previous.read("forget_token_count"), 0
     names = ["forget_mean", "forget_running_mean", "accessor"]
-    names += ["forget_signed_mean"] * previous.has_energy
+    names += ["forget_signed_mean"] * previous.has_moments
     for blocks in zip(*(previous.blocks(name, count) for name in names), strict=True):
         mean, running_mean, rows, *signed = blocks
         yield ForgetBlock(mean, running_mean, rows, counts[number : number + len(rows)], *signed)
@@ -196,7 +198,7 @@ class ForgetScan:
     def __init__(self, retained: Retained) -> None:
         self.log_retain, self.covered = log_mean(retained.mean), retained.covered
         self.sites = site_index(retained.widths)
-        self.has_energy = retained.square_mean is not None
+        self.has_moments = retained.square_mean is not None
         self.total = np.zeros_like(retained.mean)
         self.tokens = np.zeros(len(retained.widths), np.int64)
         self.step = max(1, CHUNK_BYTES // self.total.nbytes)
@@ -216,7 +218,7 @@ class ForgetScan:
             stop = min(len(sums), start + self.step - self.number % self.step)
             counts = data.counts[start:stop]
             block = self._block(sums[start:stop], counts, pool)
-            if self.has_energy and signed is not None:
+            if self.has_moments and signed is not None:
                 mean = mean_over(signed[start:stop].astype(np.float64), counts[:, self.sites])
                 block = block._replace(signed_mean=mean)
             yield block
@@ -248,7 +250,7 @@ def reduce_serial(
     sums = CoefficientSums.empty(widths)
     squares, signed = np.zeros_like(sums.total), list[Any]()
     for data in retain:
-        if data.sums.keys() >= ENERGY_MOMENTS:
+        if data.sums.keys() >= FURTHER_MOMENTS:
             squares = squares + sum(data.sums["square"].astype(np.float64), np.zeros_like(squares))
         leaf = CoefficientSums.empty(widths)
         for row, counts in zip(data.sums["abs"], data.counts, strict=True):
@@ -259,7 +261,7 @@ def reduce_serial(
     tokens = np.zeros(len(widths), np.int64)
     means, running, rows, counts = (list[Any]() for _ in range(4))
     for data in forget:
-        if data.sums.keys() >= ENERGY_MOMENTS:
+        if data.sums.keys() >= FURTHER_MOMENTS:
             signed += list(token_mean(data.sums["signed"], data.counts, widths))
         for row, count in zip(data.sums["abs"], data.counts, strict=True):
             before, tokens = before + row, tokens + count

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from kvwstream.plan import ENERGY_MOMENTS
+from kvwstream.plan import FURTHER_MOMENTS
 from kvwstream.stores.collected import CollectStore
 from kvwstream.stores.sealed_part import PartData
 
@@ -26,7 +26,7 @@ def read_moments(store: CollectStore, index: int, moments: Sequence[str]) -> Par
 
 def moments_of(stores: Sequence[CollectStore], further: str) -> list[str]:
     """The moments that are read: the absolute one, and `further` where all have been collected."""
-    return ["abs"] + [further] * (set(stores[0].plan.moments) >= ENERGY_MOMENTS)
+    return ["abs"] + [further] * (set(stores[0].plan.moments) >= FURTHER_MOMENTS)
 
 
 def read_ahead(

@@ -40,7 +40,7 @@ class Retained:
         """As `reduce` wrote it."""
         widths = np.array([site.width for site in stored.sites], np.int64)
         names = ["retain_mean", "retain_standard_error", "retain_token_count"]
-        names += ["retain_square_mean"] * stored.has_energy
+        names += ["retain_square_mean"] * stored.has_moments
         return cls(widths, *map(stored.read, names))
 
     @cached_property

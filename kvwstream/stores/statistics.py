@@ -14,7 +14,7 @@ from typing import Any
 from kvwstream.canonical import digest_of
 from kvwstream.coefficients import Float64, Int64
 from kvwstream.errors import DamageError, OptionError
-from kvwstream.plan import ENERGY_MOMENTS, FORMAT_VERSION, STATISTIC_FIELDS, Progressive, Site
+from kvwstream.plan import FORMAT_VERSION, FURTHER_MOMENTS, STATISTIC_FIELDS, Progressive, Site
 from kvwstream.stores.arrays import (
     Array,
     ArrayDigest,
@@ -51,7 +51,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "examples": ("record",),
 }
 COORDINATES = list(DIMS)[list(DIMS).index("site") :]
-ENERGY = {"retain_square_mean", "forget_signed_mean"}
+OF_FURTHER_MOMENTS = {"retain_square_mean", "forget_signed_mean"}
 """Only where signed and square moments were collected."""
 FORGET = [name for name, dims in DIMS.items() if "record" in dims] + ["exponent", "forget_sum"]
 SITE_COLUMNS = dict(
@@ -125,15 +125,15 @@ class Statistics:
         return int(self.attributes["num_forget_records"])
 
     @property
-    def has_energy(self) -> bool:
-        """Whether signed and square moments were collected, which the shape `energy` needs."""
-        return set(self.attributes["model"]["moments"]) >= ENERGY_MOMENTS
+    def has_moments(self) -> bool:
+        """Whether signed and square moments were collected, which `energy` and `coherent` need."""
+        return set(self.attributes["model"]["moments"]) >= FURTHER_MOMENTS
 
     @property
     def array_names(self) -> list[str]:
         """Arrays that must be there."""
         absent = set() if self.num_forget_records else set(FORGET)
-        absent |= set() if self.has_energy else ENERGY
+        absent |= set() if self.has_moments else OF_FURTHER_MOMENTS
         return [name for name in DIMS if name not in absent]
 
     @cached_property
