@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.methods.kvw import gamma_taking
 from benchmarks.paper.beds import capitals, persons
 from benchmarks.paper.cases import FOLDS
 from benchmarks.paper.command import RESULTS, WORK
@@ -63,16 +64,6 @@ SHAPES: dict[str, Shape] = {
     "energy (E^2)": raised(1, "energy"),
     "A^2, permuted": permuted,
 }
-
-
-def gamma_taking(share: float, total: Float64) -> float:
-    """The gamma at which the mean of 1 - gate is `share`."""
-    low, high = -60.0, 30.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        taken = float(np.mean(-np.expm1(-math.exp(middle) * total)))
-        low, high = (low, middle) if taken > share else (middle, high)
-    return math.exp(high)
 
 
 def measure(bench: Bench, name: str, log: Log) -> None:

@@ -344,6 +344,20 @@ def test_manu_prunes_the_best_scored_share_within_the_layers(seed: int, share: f
         assert scores[pruned].min() >= scores[rest].max()
 
 
+@given(
+    st.lists(st.floats(1e-6, 1e4), min_size=2, max_size=30),
+    st.floats(0.001, 0.9),
+    st.floats(1e-3, 1e3),
+)
+def test_gamma_takes_the_share_whatever_the_scale(
+    exponents: list[float], share: float, scale: float
+) -> None:
+    total = np.array(exponents)
+    gamma = kvw.gamma_taking(share, total)
+    assert np.mean(1 - np.exp(-gamma * total)) == pytest.approx(share)
+    assert kvw.gamma_taking(share, scale * total) == pytest.approx(gamma / scale)
+
+
 @given(st.integers(1, RUNGS), st.integers(1, RUNGS), st.integers(1, 8))
 def test_search_finds_the_strongest_that_keeps_enough(
     damage_at: int, forgets_at: int, budget: int

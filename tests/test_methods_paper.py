@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
 from datasets import Dataset, load_from_disk
 
-from benchmarks.methods import oracle
+from benchmarks.methods import kvw, oracle
 from benchmarks.methods.search import Point
 from benchmarks.methods.training import answer_loss, label
-from benchmarks.paper import quick, recipe, tables
+from benchmarks.paper import quick, recipe, tables, trials
 from benchmarks.paper.cases import Case, spread
 from benchmarks.paper.command import main
 from benchmarks.paper.cost import count_flops
@@ -25,14 +27,16 @@ from benchmarks.paper.published import clear, mllmu
 from benchmarks.paper.report import write_report
 from benchmarks.paper.results import Log, Results
 from benchmarks.paper.runs import ENDS, RANKED, RANKS
-from benchmarks.paper.settings import ABLATION, METHODS, Values, num_seconds, settings_at
+from benchmarks.paper.settings import ABLATION, KVW, METHODS, Values, num_seconds, settings_at
 from benchmarks.paper.trials import Bench
+from kvwstream.accessor import LayerRange
 from kvwstream.answers import AnswerEncoder
 from kvwstream.cli import app
 from kvwstream.metrics import text_scores
 from kvwstream.models import load_model
 from kvwstream.pipelines.trials import SCORES
 from kvwstream.readers import read_examples
+from kvwstream.strength import Strength
 from tests.conftest import llama_config, save_model
 from tests.families import build_family
 from tests.test_benchmark_readers import (
@@ -75,6 +79,26 @@ def test_every_method_makes_a_trial_and_only_once(method: str, bench: Bench) -> 
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
+@pytest.mark.parametrize("method", [*KVW, *ABLATION])
+def test_gamma_of_a_trial_takes_the_share_from_all_layers(method: str, bench: Bench) -> None:
+    trial = bench.trial(method, {"taken": 0.05, "layers": "1:2"})
+    total = bench.ablated(method) if method in ABLATION else bench.exponent(method)
+    assert np.mean(1 - np.exp(-trial["gamma"] * total)) == pytest.approx(0.05)
+
+
+def test_gates_of_a_trial_are_those_of_apply_at_its_gamma(bench: Bench, monkeypatch) -> None:
+    settings = {"taken": 0.2, "layers": "1:2"}
+    given_gates = []
+    monkeypatch.setattr(
+        trials, "gated", lambda model, sites, gates: given_gates.append(gates) or nullcontext()
+    )
+    with bench.weakened("KVW coherent", settings) as more:
+        (given,) = given_gates
+    strength = Strength(more["gamma"], LayerRange(1, 2), shape="coherent")
+    folder = bench.statistics("answer")
+    np.testing.assert_array_equal(given, kvw.gates(folder / "statistics.zarr", strength))
+
+
 def test_model_that_diverged_answers_nothing(bench: Bench) -> None:
     longer = Bench(bench.case, bench.log, bench.work)
     trial = longer.trial("GA", {"learning_rate": 1e30, "weight": 1.0})
@@ -103,6 +127,7 @@ def made_up(case: str, extras: tuple[str, ...]) -> Iterator[Values]:
             "case": case,
             "method": method,
             "settings": settings,
+            **({"gamma": 3 * settings["taken"]} if "taken" in settings else {}),
             "scores": scores,
             "answers": answers,
         }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.methods.manu import MOMENTS
 from kvwstream.accessor import vector_gates
@@ -40,6 +43,19 @@ def collect_both(
             collect(prepared, stores[kind])
         reduce([stores["retain"]], str(statistics), [stores["forget"]])
     return folder
+
+
+def gamma_taking(share: float, total: Float64) -> float:
+    """The gamma at which the mean of 1 - exp(-gamma S) over the vectors of S is `share`.
+
+    A gamma means something else for every shape and number of forget records; this does not.
+    """
+    low, high = -60.0, 30.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        taken = float(np.mean(-np.expm1(-math.exp(middle) * total)))
+        low, high = (low, middle) if taken > share else (middle, high)
+    return math.exp(high)
 
 
 def gates(statistics: Path, strength: Strength) -> Float64:

@@ -90,7 +90,7 @@ def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
     best = _best(tried, rule)
     for second in range(1, num_seconds):
         # Second settings are usual, mild, strong; a mild one bears a higher rung.
-        yield Point(min(RUNGS, best.rung + (2 if second == 1 else 0)), second)
+        yield Point(min(RUNGS, best.rung + (1 if second == 1 else 0)), second)
 
 
 def _spread(rule: Rule) -> Plan:

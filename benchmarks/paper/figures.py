@@ -49,10 +49,10 @@ def gamma_figure(results: Results, kept: tuple[str, ...], name: str, folder: Pat
         return None
     layers = layer_ranges(results.num_layers)[0]
     usual = [t for t in results.by("KVW") if t["settings"]["layers"] == layers]
-    trials = sorted(usual, key=lambda trial: trial["settings"]["gamma"])
+    trials = sorted(usual, key=lambda trial: trial["gamma"])
     if len(trials) < 2:
         return None
-    gammas = [trial["settings"]["gamma"] for trial in trials]
+    gammas = [trial["gamma"] for trial in trials]
     _, axes = plt.subplots(figsize=(4.6, 3))
     axes.plot(gammas, [forget_of(t) for t in trials], "o-", label="forget")
     axes.plot(gammas, [retain_of(t, kept) for t in trials], "s-", label="retain")
@@ -60,7 +60,7 @@ def gamma_figure(results: Results, kept: tuple[str, ...], name: str, folder: Pat
     axes.axhline(floor, ls=":", color="grey", label="95 % of vanilla retain")
     good = [t for t in trials if forget_of(t) <= EFFECTIVE and retain_of(t, kept) >= floor]
     if good:
-        band = [trial["settings"]["gamma"] for trial in good]
+        band = [trial["gamma"] for trial in good]
         axes.axvspan(min(band) * 0.93, max(band) * 1.07, alpha=0.2, label="feasible")
     axes.set(xscale="log", xlabel="γ", ylabel="accuracy", ylim=(-0.03, 1.03))
     axes.legend(fontsize=7)
@@ -72,8 +72,8 @@ def layers_figure(results: Results, budget: int, name: str, folder: Path) -> str
     groups: dict[str, list[Values]] = {}
     kvw = results.chosen("KVW", 1, budget)
     if kvw:
-        gamma = kvw["settings"]["gamma"]
-        groups["KVW, layers"] = [t for t in results.by("KVW") if t["settings"]["gamma"] == gamma]
+        gamma = kvw["gamma"]
+        groups["KVW, layers"] = [t for t in results.by("KVW") if t["gamma"] == gamma]
     for method in RANKED:
         chosen = results.chosen(method, 1, budget)
         if chosen:

@@ -17,7 +17,12 @@ TRAINING: tuple[Values, ...] = (
     {"weight": 0.7, "steps": 30},
 )
 """Second settings of gradient methods: lambda, and steps where they are not 10."""
-KVW: dict[str, Values] = {"KVW": {}, "KVW A²": {"power": 2.0}, "KVW energy": {"shape": "energy"}}
+KVW: dict[str, Values] = {
+    "KVW": {},
+    "KVW A²": {"power": 2.0},
+    "KVW energy": {"shape": "energy"},
+    "KVW coherent": {"shape": "coherent"},
+}
 """Rows of KVW and what they add to gamma and layers."""
 METHODS = (*gradient.METHODS, "MANU", *KVW)
 ABLATION = ("all, no retain", "answers, no retain", "all, retain")
@@ -26,11 +31,10 @@ LADDERS = {
     **dict.fromkeys(gradient.METHODS, (1.25e-5, 0.5)),
     "MMU": (5e-7, 0.5),
     "MANU": (1e-4, 0.6),
-    "KVW A²": (2e-4, 0.85),
-    "KVW energy": (2e-5, 1.25),
 }
-"""The lowest strength, and how often the next one is doubled; else `GAMMAS`."""
-GAMMAS = (5e-4, 0.65)
+"""The lowest strength, and how often the next one is doubled; else `TAKEN`."""
+TAKEN = (0.01, 0.37)
+"""KVW's strength is the mean share taken from all knowledge vectors, 1 to 36 %; gamma follows."""
 
 
 def layer_ranges(num_layers: int) -> tuple[str, str, str]:
@@ -40,14 +44,14 @@ def layer_ranges(num_layers: int) -> tuple[str, str, str]:
 
 def settings_at(method: str, point: Point, num_layers: int) -> Values:
     """What a rung of a method's ladder and a second setting mean for a model."""
-    lowest, step = LADDERS.get(method, GAMMAS)
+    lowest, step = LADDERS.get(method, TAKEN)
     strength = float(f"{lowest * 2 ** (step * (point.rung - 1)):.3g}")
     if method in gradient.METHODS:
         return {"learning_rate": strength, **TRAINING[point.second]}
     ranges = layer_ranges(num_layers)
     if method == "MANU":
         return {"share": strength, "layers": ranges[::-1][point.second]}
-    return {"gamma": strength, "layers": ranges[point.second]}
+    return {"taken": strength, "layers": ranges[point.second]}
 
 
 def num_seconds(method: str) -> int:

@@ -76,6 +76,7 @@ def settings_table(results: Results, budget: int) -> str:
             chosen = results.chosen(method, fold, budget)
             if chosen:
                 values = ", ".join(f"{k} {v}" for k, v in chosen["settings"].items())
+                values += f", γ {chosen['gamma']:.3g}" if "gamma" in chosen else ""
                 tried = len(results.searched(method, fold, budget))
                 rows.append([method, str(fold), values, f"{tried} of {budget}"])
     return markdown(["Method", "Chosen on fold", "Settings", "Evaluations"], rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,48 +50,53 @@ class Bench:
             return found
         start = time.perf_counter()
         try:
-            with self.weakened(method, settings):
+            with self.weakened(method, settings) as found_out:
                 seconds = time.perf_counter() - start
                 answered = self.case.ask()
         except FloatingPointError:  # diverged: such a model answers nothing
+            found_out = {}
             seconds = time.perf_counter() - start
             answered = {
                 name: Answered([""] * len(examples), [0.0] * len(examples))
                 for name, examples in self.case.questions.items()
             }
-        return self._add(method, settings, answered, seconds)
+        return self._add(method, settings, answered, seconds, **found_out)
 
     @contextmanager
-    def weakened(self, method: str, settings: Values) -> Iterator[None]:
-        """The case's model under a method while the context is open."""
+    def weakened(self, method: str, settings: Values) -> Iterator[Values]:
+        """The case's model under a method; gives what follows from the settings: KVW's gamma."""
         model = self.case.loaded.model
         if method in gradient.METHODS:
             chosen = Settings(**settings)
             chosen = replace(chosen, steps=min(chosen.steps, self.most_steps))
             pairs = draw_pairs(self.case.encoder, self.case.forget, self.case.retain, chosen)
             with gradient.unlearned(method, model, pairs, chosen):
-                yield
+                yield {}
             return
-        context: AbstractContextManager[None] = nullcontext()
-        if method != "vanilla":
-            context = gated(model, self.sites, self.gates(method, settings))
-        with context:
-            yield
-
-    def gates(self, method: str, settings: Values) -> Float64:
-        """(vector,) of a method without training."""
+        if method == "vanilla":
+            yield {}
+            return
         layers = LayerRange.parse(settings["layers"])
         if method == "MANU":
-            folder = self.statistics("answer")
-            forget, retain = (
-                manu.Sums.read(str(folder / f"{k}.zarr")) for k in ("forget", "retain")
-            )
-            return manu.gates(self.sites, manu.score(forget, retain), settings["share"], layers)
-        if method in ABLATION:
-            return vector_gates(self.sites, self.ablated(method), settings["gamma"], layers)
-        values = {k: v for k, v in settings.items() if k not in ("gamma", "layers")}
-        strength = Strength(settings["gamma"], layers, **KVW.get(method, {}), **values)
-        return kvw.gates(self.statistics("answer") / "statistics.zarr", strength)
+            gates = manu.gates(self.sites, self.manu_scores(), settings["share"], layers)
+            with gated(model, self.sites, gates):
+                yield {}
+            return
+        total = self.ablated(method) if method in ABLATION else self.exponent(method)
+        gamma = kvw.gamma_taking(settings["taken"], total)
+        with gated(model, self.sites, vector_gates(self.sites, total, gamma, layers)):
+            yield {"gamma": gamma}
+
+    def manu_scores(self) -> Float64:
+        """(vector,) I_n of MANU."""
+        folder = self.statistics("answer")
+        forget, retain = (manu.Sums.read(str(folder / f"{k}.zarr")) for k in ("forget", "retain"))
+        return manu.score(forget, retain)
+
+    def exponent(self, row: str) -> Float64:
+        """S of a row of KVW, in every layer."""
+        everywhere = LayerRange(0, self.case.num_layers - 1)
+        return Strength(0, everywhere, **KVW[row]).exponent(self.stored("answer"))
 
     def ablated(self, row: str) -> Float64:
         """S of a row of Table 3; without retain data C_f is set against its mean in the layer."""
@@ -144,12 +149,18 @@ class Bench:
         return found or self._add("oracle", {}, self.case.ask(load(self.case.oracle)), 0.0)
 
     def _add(
-        self, method: str, settings: Values, answered: dict[str, Answered], seconds: float
+        self,
+        method: str,
+        settings: Values,
+        answered: dict[str, Answered],
+        seconds: float,
+        **more: float,
     ) -> Values:
         trial: Values = {
             "case": self.case.name,
             "method": method,
             "settings": settings,
+            **more,
             "scores": {name: round(a.score, 4) for name, a in answered.items()},
             "answers": {name: a.responses[:SHOWN] for name, a in answered.items()},
             "seconds": round(seconds, 1),
