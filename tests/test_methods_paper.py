@@ -27,7 +27,7 @@ from benchmarks.paper.published import clear, mllmu
 from benchmarks.paper.report import write_report
 from benchmarks.paper.results import Log, Results
 from benchmarks.paper.runs import ENDS, RANKED, RANKS
-from benchmarks.paper.settings import ABLATION, KVW, METHODS, Values, num_seconds, settings_at
+from benchmarks.paper.settings import ABLATION, KVW, METHODS, TRAINING, Values, settings_at, shifts
 from benchmarks.paper.trials import Bench
 from kvwstream.accessor import LayerRange
 from kvwstream.answers import AnswerEncoder
@@ -135,7 +135,7 @@ def made_up(case: str, extras: tuple[str, ...]) -> Iterator[Values]:
     asked = {name: [["Who?", "Ann"], ["Where?", "Rome"]] for name in sets}
     yield {**trial("vanilla", {}, 1.0, 1.0), "asked": asked, "num_layers": 30}
     for method in (*METHODS, *ABLATION):
-        for second in range(num_seconds(method)):
+        for second in range(len(shifts(method) or TRAINING)):
             for rung in (quarters / 4 for quarters in range(1, 61)):
                 values = settings_at(method, Point(rung, second), 30)
                 yield trial(method, values, max(0, 1 - rung / 12), 1.0 if rung < 10 else 0.5)

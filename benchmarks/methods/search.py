@@ -11,7 +11,7 @@ another lambda.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from kvwstream.search import Rule, Scores
@@ -41,16 +41,16 @@ def search(
     measure: Callable[[Point], Scores],
     rule: Rule,
     budget: int,
-    num_seconds: int,
-    *,
-    monotone: bool = True,
+    shifts: Sequence[float] | None = None,
 ) -> list[tuple[Point, Scores]]:
     """At most `budget` trials, in the order they were made.
 
-    `monotone` strengths are bisected; a trial that is allowed and reaches the oracle's forget score
-    ends the way up. Nothing more is tried once a trial cannot be beaten.
+    `shifts` are given where more strength always does more harm, so that it is bisected: for each
+    second setting, how many rungs above the best of the first one it is tried. A trial that is
+    allowed and reaches the oracle's forget score ends the way up. Nothing more is tried once a
+    trial cannot be beaten.
     """
-    plan = _bisection(rule, budget, num_seconds) if monotone else _spread(rule)
+    plan = _spread(rule) if shifts is None else _bisection(rule, budget, shifts)
     tried: Tried = []
     point = next(plan)
     while len(tried) < budget and not _done(tried, rule):
@@ -67,13 +67,13 @@ Plan = Generator[Point, Tried]
 """Yields what to try next, and is sent everything that was tried."""
 
 
-def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
+def _bisection(rule: Rule, budget: int, shifts: Sequence[float]) -> Plan:
     """A grid, halves above the strongest that is not too strong, then the second settings.
 
     A score of few questions does not fall evenly: a bisection from the first trial on would be led
     astray by a single question.
     """
-    strengths = max(1, budget - num_seconds + 1)
+    strengths = max(1, budget - len(shifts) + 1)
     low, high = 0.0, RUNGS + 1.0
     for rung in GRID[:strengths]:
         tried = yield Point(rung)
@@ -88,9 +88,8 @@ def _bisection(rule: Rule, budget: int, num_seconds: int) -> Plan:
         else:
             low = tried[-1][0].rung
     best = _best(tried, rule)
-    for second in range(1, num_seconds):
-        # Second settings are usual, mild, strong; a mild one bears a higher rung.
-        yield Point(min(RUNGS, best.rung + (1 if second == 1 else 0)), second)
+    for second, shift in enumerate(shifts[1:], 1):
+        yield Point(min(RUNGS, max(1.0, best.rung + shift)), second)
 
 
 def _spread(rule: Rule) -> Plan:

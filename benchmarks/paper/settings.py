@@ -38,7 +38,10 @@ TAKEN = (0.01, 0.37)
 
 
 def layer_ranges(num_layers: int) -> tuple[str, str, str]:
-    """Starts in the first and ends in the last eighth: usual, mild, strong."""
+    """Starts in the first and ends in the last eighth: usual, mild, strong.
+
+    MANU, which prunes few neurons, has them the other way round.
+    """
     return f"1:{num_layers - 3}", f"3:{num_layers - 4}", f"0:{num_layers - 1}"
 
 
@@ -54,14 +57,19 @@ def settings_at(method: str, point: Point, num_layers: int) -> Values:
     return {"taken": strength, "layers": ranges[point.second]}
 
 
-def num_seconds(method: str) -> int:
-    """Second settings of a method: none for GA, which retains nothing, and in the ablation."""
+def shifts(method: str) -> tuple[float, ...] | None:
+    """Rungs by which the second settings are shifted: mild layers up, strong ones down.
+
+    GA has no second setting, since it retains nothing, nor has the ablation. None where more
+    strength does not always do more harm: training with a retain loss.
+    """
     if method == "GA" or method in ABLATION:
-        return 1
-    return len(TRAINING) if method in gradient.METHODS else 3
+        return (0,)
+    if method in gradient.METHODS:
+        return None
+    return (0, 2, 1) if method == "MANU" else (0, 1, -1)
 
 
 def run_search(measure: Callable[[Point], Scores], rule: Rule, method: str, budget: int) -> None:
     """A method's search."""
-    monotone = method == "GA" or method not in gradient.METHODS
-    search(measure, rule, budget, num_seconds(method), monotone=monotone)
+    search(measure, rule, budget, shifts(method))
