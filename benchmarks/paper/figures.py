@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.paper.results import Results
 from benchmarks.paper.runs import RANKED, RANKS
@@ -63,6 +64,9 @@ def gamma_figure(results: Results, kept: tuple[str, ...], name: str, folder: Pat
         band = [trial["gamma"] for trial in good]
         axes.axvspan(min(band) * 0.93, max(band) * 1.07, alpha=0.2, label="feasible")
     axes.set(xscale="log", xlabel="γ", ylabel="accuracy", ylim=(-0.03, 1.03))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=7)
     return save(name, folder)
 

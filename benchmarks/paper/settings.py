@@ -58,7 +58,7 @@ def settings_at(method: str, point: Point, num_layers: int) -> Values:
 
 
 def shifts(method: str) -> tuple[float, ...] | None:
-    """Rungs by which the second settings are shifted: mild layers up, strong ones down.
+    """Rungs by which the second settings are shifted: mild layers up, KVW's strong ones down.
 
     GA has no second setting, since it retains nothing, nor has the ablation. None where more
     strength does not always do more harm: training with a retain loss.
@@ -67,7 +67,7 @@ def shifts(method: str) -> tuple[float, ...] | None:
         return (0,)
     if method in gradient.METHODS:
         return None
-    return (0, 2, 1) if method == "MANU" else (0, 1, -1)
+    return (0, 2, 0) if method == "MANU" else (0, 1, -1)
 
 
 def run_search(measure: Callable[[Point], Scores], rule: Rule, method: str, budget: int) -> None:
