@@ -41,9 +41,10 @@ KINDS = ("forget", "retain")
 Shape = Callable[[Statistics], Float64]
 
 
-def raised(power: float, shape: str = "paper") -> Shape:
-    """A shape of the library's, to a power."""
-    return lambda stored: Strength(0, LAYERS, power=power, shape=shape).exponent(stored)
+def raised(power: float, shape: str = "paper", threshold: float = 0) -> Shape:
+    """A shape of the library's above a threshold, to a power."""
+    strength = Strength(0, LAYERS, power, threshold, shape=shape)
+    return strength.exponent
 
 
 def permuted(stored: Statistics) -> Float64:
@@ -59,6 +60,8 @@ SHAPES: dict[str, Shape] = {
     "A^2": raised(2),
     "A^3": raised(3),
     "A^4": raised(4),
+    "A above 0.25, squared": raised(2, threshold=0.25),
+    "A above 0.5, squared": raised(2, threshold=0.5),
     "coherent": raised(1, "coherent"),
     "E": raised(0.5, "energy"),
     "energy (E^2)": raised(1, "energy"),
@@ -68,20 +71,23 @@ SHAPES: dict[str, Shape] = {
 
 def measure(bench: Bench, name: str, log: Log) -> None:
     """One shape's bisection."""
-    stored = bench.stored("answer")
+    where, stored = (bench.case.name, name), bench.stored("answer")
     total = SHAPES[name](stored)
     inside = np.concatenate([total[s.vectors] for s in stored.sites if s.layer in LAYERS])
+    known = {t["share"]: t["forget"] for t in log.read() if (t["case"], t["shape"]) == where}
     low, high = map(math.log, SHARES)
     for _ in range(STEPS):
         share = math.exp((low + high) / 2)
-        gamma = gamma_taking(share, inside)
-        values = vector_gates(stored.sites, total, gamma, LAYERS)
-        with gated(bench.case.loaded.model, stored.sites, values):
-            scores = {name: answered.score for name, answered in bench.case.ask().items()}
-        forget, retain = (fmean(scores[f"{k}_{fold}"] for fold in FOLDS) for k in KINDS)
-        where = {"case": bench.case.name, "shape": name, "share": share, "gamma": gamma}
-        log.add({**where, "forget": forget, "retain": retain, "scores": scores})
-        low, high = (math.log(share), high) if forget > LEFT else (low, math.log(share))
+        if share not in known:
+            gamma = gamma_taking(share, inside)
+            values = vector_gates(stored.sites, total, gamma, LAYERS)
+            with gated(bench.case.loaded.model, stored.sites, values):
+                scores = {kind: answered.score for kind, answered in bench.case.ask().items()}
+            forget, retain = (fmean(scores[f"{k}_{fold}"] for fold in FOLDS) for k in KINDS)
+            line = {"case": bench.case.name, "shape": name, "share": share, "gamma": gamma}
+            log.add({**line, "forget": forget, "retain": retain, "scores": scores})
+            known[share] = forget
+        low, high = (math.log(share), high) if known[share] > LEFT else (low, math.log(share))
 
 
 def table(trials: list[dict[str, Any]]) -> str:

@@ -57,6 +57,7 @@ class Row(NamedTuple):
 
 
 ENERGY, COHERENT, SQUARED = {"shape": "energy"}, {"shape": "coherent"}, {"power": 2.0}
+ABOVE = {"threshold": 1.0}
 ROWS = {
     "paper, 1 wording": Row(),
     "A^2, 1 wording": Row(options=SQUARED),
@@ -71,6 +72,9 @@ ROWS = {
     "A^2, question tokens": Row(options=SQUARED, tokens="question"),
     "A^2, all tokens": Row(options=SQUARED, tokens="all"),
     "coherent, all tokens": Row(options=COHERENT, tokens="all"),
+    "A above 1, squared, 1 wording": Row(options={**SQUARED, **ABOVE}),
+    "A above 1, squared, all tokens": Row(options={**SQUARED, **ABOVE}, tokens="all"),
+    "coherent above 1, all tokens": Row(options={**COHERENT, **ABOVE}, tokens="all"),
     "A^2, layers 1 to 13": Row(options=SQUARED, layers=LayerRange(1, 13)),
     "A^2, layers 14 to 27": Row(options=SQUARED, layers=LayerRange(14, 27)),
 }

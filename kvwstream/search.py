@@ -215,11 +215,9 @@ def search(
         return made
 
     if space.is_gamma_alone:
-        follow(
-            {name: values[0] for name, values in space.choices.items()},
-            bisection(space.low, space.high, points),
-            budget,
-        )
+        chosen = {name: values[0] for name, values in space.choices.items()}
+        factor = space.scale(chosen)
+        follow(chosen, bisection(space.low * factor, space.high * factor, points), budget)
         return trials
     study = _study(seed)
     losses: dict[tuple[int, ...], float] = {}

@@ -370,7 +370,7 @@ def test_search_finds_the_strongest_that_keeps_enough(
         return Scores(forget, 0.5 if damaged else 1.0)
 
     rule = Rule(1.0)
-    tried = search(measure, rule, budget, shifts=(0,))
+    tried = search(measure, rule, budget, shifts=())
     assert len(tried) <= budget
     assert len({point for point, _ in tried}) == len(tried)
     if budget >= 6:
@@ -386,10 +386,21 @@ def test_what_is_left_of_the_budget_tries_the_second_setting() -> None:
         seen.append(point)
         return Scores(0.5, 0.99)
 
-    search(measure, Rule(1.0), 8, shifts=(0, 1, -2))
+    search(measure, Rule(1.0), 8, shifts=(1, -2))
     assert [point.second for point in seen] == [0, 0, 0, 0, 0, 0, 1, 2]
-    # of equals the first is the best
-    assert [point.rung for point in seen] == [4, 7, 10, 13, 14.5, 15.25, 5, 2]
+    # Of equals the strongest is the best, and none goes beyond the ladder.
+    assert [point.rung for point in seen] == [4, 7, 10, 13, 14.5, 15.25, RUNGS, 13.25]
+
+
+def test_where_nothing_is_allowed_other_settings_are_tried_from_the_weakest() -> None:
+    seen: list[Point] = []
+
+    def measure(point: Point) -> Scores:
+        seen.append(point)
+        return Scores(0.0, 0.5)
+
+    search(measure, Rule(1.0), 8, shifts=(1, -2))
+    assert [point.rung for point in seen] == [4, 7, 10, 13, 2, 1, 2, -1]
 
 
 @given(st.integers(1, RUNGS), st.integers(1, RUNGS), st.integers(4, 12))

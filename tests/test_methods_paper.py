@@ -86,17 +86,57 @@ def test_gamma_of_a_trial_takes_the_share_from_all_layers(method: str, bench: Be
     assert np.mean(1 - np.exp(-trial["gamma"] * total)) == pytest.approx(0.05)
 
 
-def test_gates_of_a_trial_are_those_of_apply_at_its_gamma(bench: Bench, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("KVW", {}),
+        ("KVW A²", {"power": 2.0}),
+        ("KVW energy", {"shape": "energy"}),
+        ("KVW coherent", {"shape": "coherent"}),
+        ("answers, retain", {}),
+    ],
+)
+def test_gates_of_a_trial_are_those_of_apply_at_its_gamma(
+    method: str, options: Values, bench: Bench, monkeypatch
+) -> None:
     settings = {"taken": 0.2, "layers": "1:2"}
     given_gates = []
     monkeypatch.setattr(
         trials, "gated", lambda model, sites, gates: given_gates.append(gates) or nullcontext()
     )
-    with bench.weakened("KVW coherent", settings) as more:
+    with bench.weakened(method, settings) as derived:
         (given,) = given_gates
-    strength = Strength(more["gamma"], LayerRange(1, 2), shape="coherent")
+    strength = Strength(derived["gamma"], LayerRange(1, 2), **options)
     folder = bench.statistics("answer")
     np.testing.assert_array_equal(given, kvw.gates(folder / "statistics.zarr", strength))
+
+
+@pytest.mark.parametrize(
+    ("method", "points", "expected"),
+    [
+        (
+            "KVW",
+            [Point(1), Point(3, 1), Point(1, 2)],
+            [(0.003, "1:27"), (0.006, "3:26"), (0.003, "0:29")],
+        ),
+        (
+            "MANU",
+            [Point(1), Point(1, 1), Point(1, 2)],
+            [(1e-4, "0:29"), (1e-4, "3:26"), (1e-4, "1:27")],
+        ),
+    ],
+)
+def test_further_settings_are_other_layers(method: str, points, expected) -> None:
+    strength = "share" if method == "MANU" else "taken"
+    found = [settings_at(method, point, 30) for point in points]
+    assert [(values[strength], values["layers"]) for values in found] == expected
+    assert len(shifts(method)) == len(points) - 1
+
+
+def test_retain_loss_alone_is_not_bisected() -> None:
+    spread_out = {method for method in (*METHODS, *ABLATION) if shifts(method) is None}
+    assert spread_out == {"GD", "KL", "NPO", "MMU", "MMU*"}
+    assert shifts("GA") == shifts("all, retain") == ()
 
 
 def test_model_that_diverged_answers_nothing(bench: Bench) -> None:
@@ -135,7 +175,7 @@ def made_up(case: str, extras: tuple[str, ...]) -> Iterator[Values]:
     asked = {name: [["Who?", "Ann"], ["Where?", "Rome"]] for name in sets}
     yield {**trial("vanilla", {}, 1.0, 1.0), "asked": asked, "num_layers": 30}
     for method in (*METHODS, *ABLATION):
-        for second in range(len(shifts(method) or TRAINING)):
+        for second in range(len(TRAINING) if shifts(method) is None else 1 + len(shifts(method))):
             for rung in (quarters / 4 for quarters in range(1, 61)):
                 values = settings_at(method, Point(rung, second), 30)
                 yield trial(method, values, max(0, 1 - rung / 12), 1.0 if rung < 10 else 0.5)

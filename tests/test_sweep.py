@@ -13,7 +13,7 @@ from kvwstream.accessor import LayerRange
 from kvwstream.answers import AnswerEncoder
 from kvwstream.cli import app
 from kvwstream.commands.sweep import chosen_commands
-from kvwstream.commands.sweep_result import draw, parse_gammas, parse_powers, show
+from kvwstream.commands.sweep_result import draw, parse_gammas, parse_numbers, show
 from kvwstream.errors import DataError, OptionError, PlanMismatchError
 from kvwstream.generation import generate_answers
 from kvwstream.metrics import text_scores
@@ -150,6 +150,23 @@ def test_layers_power_and_an_oracle(task, artefacts, tmp_path):
     means = [Strength(1.0, LayerRange(0, 1), power=p).exponent(stored).mean() for p in (1.0, 2.0)]
     squared = [t.setting["gamma"] for t in found.trials if t.setting["power"] == 2.0]
     assert all(0.0099 <= g * means[1] / means[0] <= 20.2 for g in squared)
+
+
+@pytest.mark.parametrize(
+    "choices", [{"power": [2.0]}, {"power": [2.0], "threshold": [0.1]}], ids=["power", "threshold"]
+)
+def test_range_of_another_shape_is_scaled_where_gamma_alone_is_searched(task, choices):
+    found = sweep(replace(task, choices=choices))
+    strengths = [Strength(1.0, LayerRange(0, 1)), strength_of(found.trials[0].setting)]
+    paper, other = (strength.exponent(task.stored).mean() for strength in strengths)
+    gammas = sorted(trial.setting["gamma"] for trial in found.trials)
+    for gamma, end in zip((gammas[0], gammas[-1]), (task.low, task.high), strict=True):
+        assert gamma * other == pytest.approx(end * paper, rel=0.01)
+
+
+def test_a_threshold_above_everything_is_refused(task):
+    with pytest.raises(OptionError, match="threshold 99: no A of shape paper is above it"):
+        sweep(replace(task, choices={"threshold": [99.0]}))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +314,8 @@ def test_a_progressive_search_has_a_pass_for_every_gamma(task, artefacts, data, 
     [
         (lambda: parse_gammas("0.1"), "gammas must be like 0.001:0.05"),
         (lambda: parse_gammas("a:b"), "gammas must be like 0.001:0.05"),
-        (lambda: parse_powers("1,x"), "power must be like 1 or 1,1.5,2"),
+        (lambda: parse_numbers("power", "1,x"), "power must be like 1 or 1,1.5,2"),
+        (lambda: parse_numbers("threshold", ""), "threshold must be like 1 or 1,1.5,2, got ''"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, message):
@@ -314,6 +332,7 @@ def test_options_that_make_no_sense_are_refused(make, message):
         (["--shape", "paper,energy"], "shape energy needs the signed and square moments"),
         (["--shape", "round"], "shape must be one of paper, energy"),
         (["--power", "0.3"], "power must be a multiple of 0.5"),
+        (["--threshold", "0,-1"], "threshold must be a finite number of at least 0, got -1"),
         (["--keep", "1.5"], "keep must be a share from 0 to 1"),
         (["--gammas", "2:1"], "from:to, both above 0"),
     ],

@@ -48,7 +48,8 @@ def collect_both(
 def gamma_taking(share: float, total: Float64) -> float:
     """The gamma at which the mean of 1 - exp(-gamma S) over the vectors of S is `share`.
 
-    A gamma means something else for every shape and number of forget records; this does not.
+    A gamma means something else for every shape and number of forget records; this does not. Where
+    fewer vectors than that have an S above 0, gamma is so large that it takes these whole.
     """
     low, high = -60.0, 30.0
     for _ in range(80):

@@ -2,7 +2,7 @@
 
 Among the trials that keep at least 95 % of the vanilla retain score the strongest forgetting wins;
 with an oracle the closest to its forget score. Every method has a ladder of strengths (learning
-rate, gamma, share of neurons) and a second setting (lambda, layers). Gates and pruning do more harm
+rate, share taken or pruned) and a second setting (lambda, layers). Gates and pruning do more harm
 the stronger they are, and so does training on the forget data alone: a grid, then a bisection.
 With a retain loss a higher learning rate also learns the retain data better, so that some learning
 rates are taken far apart; then lower ones until one is allowed, or the best one's neighbours, and
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from kvwstream.search import Rule, Scores
 
 RUNGS = 15
-"""Strengths 1 to 15; 0 is the vanilla model."""
+"""Strengths 1 to 15; halving may go below 1."""
 GRID = (4, 7, 10, 13)
 """Rungs that are tried first where strengths are bisected."""
 
@@ -46,8 +46,8 @@ def search(
     """At most `budget` trials, in the order they were made.
 
     `shifts` are given where more strength always does more harm, so that it is bisected: for each
-    second setting, how many rungs above the best of the first one it is tried. A trial that is
-    allowed and reaches the oracle's forget score ends the way up. Nothing more is tried once a
+    further second setting, how many rungs above the best of the first one it is tried. A trial that
+    is allowed and reaches the oracle's forget score ends the way up. Nothing more is tried once a
     trial cannot be beaten.
     """
     plan = _spread(rule) if shifts is None else _bisection(rule, budget, shifts)
@@ -73,7 +73,7 @@ def _bisection(rule: Rule, budget: int, shifts: Sequence[float]) -> Plan:
     A score of few questions does not fall evenly: a bisection from the first trial on would be led
     astray by a single question.
     """
-    strengths = max(1, budget - len(shifts) + 1)
+    strengths = max(1, budget - len(shifts))
     low, high = 0.0, RUNGS + 1.0
     for rung in GRID[:strengths]:
         tried = yield Point(rung)
@@ -88,8 +88,8 @@ def _bisection(rule: Rule, budget: int, shifts: Sequence[float]) -> Plan:
         else:
             low = tried[-1][0].rung
     best = _best(tried, rule)
-    for second, shift in enumerate(shifts[1:], 1):
-        yield Point(min(RUNGS, max(1.0, best.rung + shift)), second)
+    for second, shift in enumerate(shifts, 1):
+        yield Point(min(RUNGS, best.rung + shift), second)
 
 
 def _spread(rule: Rule) -> Plan:
@@ -117,7 +117,13 @@ def _beside(tried: Tried, rule: Rule, step: int) -> Point:
 
 
 def _best(tried: Tried, rule: Rule) -> Point:
-    return min(tried, key=lambda trial: rule.rank(trial[1]))[0]
+    """Of equals the strongest if it is allowed, as the nearest to the edge; else the weakest."""
+
+    def order(trial: tuple[Point, Scores]) -> tuple[tuple[bool, float, float], float]:
+        point, scores = trial
+        return rule.rank(scores), -point.rung if rule.allows(scores) else point.rung
+
+    return min(tried, key=order)[0]
 
 
 def _done(tried: Tried, rule: Rule) -> bool:

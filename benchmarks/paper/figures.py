@@ -76,8 +76,8 @@ def layers_figure(results: Results, budget: int, name: str, folder: Path) -> str
     groups: dict[str, list[Values]] = {}
     kvw = results.chosen("KVW", 1, budget)
     if kvw:
-        gamma = kvw["gamma"]
-        groups["KVW, layers"] = [t for t in results.by("KVW") if t["gamma"] == gamma]
+        taken = kvw["settings"]["taken"]
+        groups["KVW, layers"] = [t for t in results.by("KVW") if t["settings"]["taken"] == taken]
     for method in RANKED:
         chosen = results.chosen(method, 1, budget)
         if chosen:

@@ -17,8 +17,8 @@ RANKS = (4, 16, 32)
 """Beside 8, which is every method's (Figure 1)."""
 ENDS = ((0, 3), (3, 3), (1, 1), (2, 2))
 """Figure 6: first layer, and the last one from behind; more of the first and the last eighth."""
-GAMMAS = (4, 6, 8, 10, 12, 14)
-"""Figure 5: rungs of the ladder."""
+CURVE = (4, 6, 8, 10, 12, 14)
+"""Figure 5: rungs of the ladder, each with its gamma."""
 
 
 def run_tables(bench: Bench, budget: int, methods: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def run_tables(bench: Bench, budget: int, methods: Sequence[str] | None = None) 
 
 def run_analysis(bench: Bench, budget: int, *, quick: bool = False) -> None:
     """Figures 5 and 6, Table 3, Figure 1: around what the searches chose."""
-    for rung in GAMMAS[:2] if quick else GAMMAS:
+    for rung in CURVE[:2] if quick else CURVE:
         bench.trial("KVW", settings_at("KVW", Point(rung), bench.case.num_layers))
     for first, behind in ENDS[:1] if quick else ENDS:
         layers = f"{first}:{bench.case.num_layers - behind}"

@@ -50,17 +50,17 @@ class Bench:
             return found
         start = time.perf_counter()
         try:
-            with self.weakened(method, settings) as found_out:
+            with self.weakened(method, settings) as derived:
                 seconds = time.perf_counter() - start
                 answered = self.case.ask()
         except FloatingPointError:  # diverged: such a model answers nothing
-            found_out = {}
+            derived = {}
             seconds = time.perf_counter() - start
             answered = {
                 name: Answered([""] * len(examples), [0.0] * len(examples))
                 for name, examples in self.case.questions.items()
             }
-        return self._add(method, settings, answered, seconds, **found_out)
+        return self._add(method, settings, answered, seconds, **derived)
 
     @contextmanager
     def weakened(self, method: str, settings: Values) -> Iterator[Values]:
@@ -154,13 +154,13 @@ class Bench:
         settings: Values,
         answered: dict[str, Answered],
         seconds: float,
-        **more: float,
+        **derived: float,
     ) -> Values:
         trial: Values = {
             "case": self.case.name,
             "method": method,
             "settings": settings,
-            **more,
+            **derived,
             "scores": {name: round(a.score, 4) for name, a in answered.items()},
             "answers": {name: a.responses[:SHOWN] for name, a in answered.items()},
             "seconds": round(seconds, 1),

@@ -29,6 +29,9 @@ def sweep(
     power: Annotated[str, typer.Option(help="One power, or several to choose from: 1,1.5,2.")] = (
         "1"
     ),
+    threshold: Annotated[
+        str, typer.Option(help="What A must exceed to count: one, or several: 0,0.5,1.")
+    ] = "0",
     shape: Annotated[str, typer.Option(help="One shape of A, or several: paper,energy.")] = "paper",
     score: Annotated[
         str, typer.Option(help="Judge by this: correct, or as rougeL_f a score of the text.")
@@ -65,7 +68,7 @@ def sweep(
     """
     from kvwstream.accessor import LayerRange
     from kvwstream.checkpoint import resolve_model
-    from kvwstream.commands.sweep_result import check_plot, draw, parse_gammas, parse_powers, show
+    from kvwstream.commands.sweep_result import check_plot, draw, parse_gammas, parse_numbers, show
     from kvwstream.errors import OptionError
     from kvwstream.pipelines import sweep as pipeline
     from kvwstream.pipelines import sweep_progressive as progressive
@@ -87,7 +90,11 @@ def sweep(
         low=low,
         high=high,
         layers=LayerRange.parse(layers) if layers else None,
-        choices={"power": parse_powers(power), "shape": sorted(set(shape.split(",")))},
+        choices={
+            "power": parse_numbers("power", power),
+            "threshold": parse_numbers("threshold", threshold),
+            "shape": sorted(set(shape.split(","))),
+        },
         keep=keep,
         oracle=resolve_model(oracle) if oracle else None,
         trials=trials,

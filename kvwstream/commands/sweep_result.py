@@ -14,6 +14,7 @@ from kvwstream.errors import OptionError, StorageError
 from kvwstream.pipelines.sweep import Found, Sweep
 from kvwstream.pipelines.trials import strength_of
 from kvwstream.search import Scores, Trial
+from kvwstream.strength import SHAPE
 
 FORMATS = (".svg", ".png", ".pdf")
 NEAR = 0.05
@@ -29,12 +30,12 @@ def parse_gammas(text: str) -> tuple[float, float]:
         raise OptionError(f"gammas must be like 0.001:0.05 (from:to), got {text!r}") from None
 
 
-def parse_powers(text: str) -> list[float]:
+def parse_numbers(name: str, text: str) -> list[float]:
     """`"1"` or `"1,1.5,2"`, without repetition; `OptionError` for anything else."""
     try:
         return sorted({float(part) for part in text.split(",")})
     except ValueError:
-        raise OptionError(f"power must be like 1 or 1,1.5,2, got {text!r}") from None
+        raise OptionError(f"{name} must be like 1 or 1,1.5,2, got {text!r}") from None
 
 
 def check_plot(path: Path) -> None:
@@ -86,8 +87,8 @@ def _setting(trial: Trial | None) -> tuple[str, str, str]:
     if trial is None:
         return "", "", ""
     rest = {k: v for k, v in trial.setting.items() if k not in ("gamma", "start", "stop")}
-    shape = ", ".join(f"{name} {value}" for name, value in rest.items())
-    return f"{trial.setting['gamma']:g}", str(strength_of(trial.setting).layers), shape
+    shape = ", ".join(f"{name} {value}" for name, value in rest.items() if value != SHAPE[name])
+    return f"{trial.setting['gamma']:g}", str(strength_of(trial.setting).layers), shape or "paper"
 
 
 def draw(found: Found, path: Path) -> None:

@@ -14,6 +14,7 @@ from kvwstream.answers import AnswerEncoder
 from kvwstream.canonical import canonical_json
 from kvwstream.checkpoint import Checkpoint
 from kvwstream.coefficients import Float64
+from kvwstream.errors import OptionError
 from kvwstream.examples import Example
 from kvwstream.gates import gated
 from kvwstream.generation import generate_answers
@@ -126,13 +127,21 @@ class Trier:
         return Scores(*means)
 
     def scale(self, chosen: Setting) -> float:
-        """What brings the mean of gamma * S to that of the paper's shape."""
+        """What brings the mean of gamma * S to that of the paper's shape.
+
+        `OptionError` where the threshold leaves nothing of S, so that no gamma would do anything.
+        """
         if not isinstance(self.make_gates, Frozen):
             return 1.0
         strength = strength_of({**chosen, "gamma": 1.0})
         paper = Strength(1.0, strength.layers)
         means = [self.make_gates.exponent(each).mean() for each in (paper, strength)]
-        return float(means[0] / means[1]) if all(means) else 1.0
+        if means[0] and not means[1]:
+            raise OptionError(
+                f"threshold {strength.threshold:g}: no A of shape {strength.shape} is above it, "
+                "so that no gamma would weaken anything; choose a lower one"
+            )
+        return float(means[0] / means[1]) if means[0] else 1.0
 
     def _ask(self, loaded: LoadedModel) -> dict[str, list[float]]:
         encoder = AnswerEncoder(loaded.processor, loaded.model.config)
