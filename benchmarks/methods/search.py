@@ -117,11 +117,11 @@ def _beside(tried: Tried, rule: Rule, step: int) -> Point:
 
 
 def _best(tried: Tried, rule: Rule) -> Point:
-    """Of equals the strongest if it is allowed, as the nearest to the edge; else the weakest."""
+    """Of equals the strongest if it is allowed, as the nearest to the edge; else the first."""
 
     def order(trial: tuple[Point, Scores]) -> tuple[tuple[bool, float, float], float]:
         point, scores = trial
-        return rule.rank(scores), -point.rung if rule.allows(scores) else point.rung
+        return rule.rank(scores), -point.rung if rule.allows(scores) else 0.0
 
     return min(tried, key=order)[0]
 
