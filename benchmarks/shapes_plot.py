@@ -21,7 +21,7 @@ from benchmarks.shapes import LAYERS, SETS, SHAPES, Bed, View, read
 from kvwstream.accessor import vector_gates
 
 plt.rcParams.update({"svg.hashsalt": "kvwstream", "svg.fonttype": "none", "font.size": 9})
-DRAWN = ("paper", "A^2", "energy", "control")
+DRAWN = ("paper", "A^2", "energy", "A above 1, squared", "control")
 PARTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "shapes.svg"
 
