@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.methods.kvw import permuted
 from benchmarks.testbed.mixture import Sample, collate
 from benchmarks.testbed.model import build, make_processor
 from benchmarks.testbed.persons import PERSONS, TEST_DRAWINGS
@@ -57,6 +58,7 @@ class View:
         counts = np.concatenate([part.counts[:, 0] for part in parts]).astype(np.float64)
         person = np.array([int(name[1:3]) for name in store.record_names()])
         chosen = np.isin(person, forgotten)
+        self.sites = store.sites
         self.layer = np.concatenate([np.full(site.width, site.layer) for site in store.sites])
         self.forget, self.retain, self.means = {}, {}, {}
         for moment in MOMENTS:
@@ -91,14 +93,6 @@ class View:
         above: Float64 = self.means["abs"] + deviations * self.retain["abs"].std(0)
         return above
 
-    def permuted(self, total: Float64) -> Float64:
-        """The control: S dealt out anew within each layer."""
-        rng, dealt = np.random.default_rng(0), total.copy()
-        for layer in np.unique(self.layer):
-            where = np.flatnonzero(self.layer == layer)
-            dealt[where] = total[rng.permutation(where)]
-        return dealt
-
     def normalised(self, total: Float64) -> Float64:
         """S over its mean in each layer."""
         sums = np.bincount(self.layer, total) / np.bincount(self.layer)
@@ -115,8 +109,8 @@ SHAPES: dict[str, Shape] = {
     "paper": lambda v: v.rows().sum(0),
     "energy": lambda v: v.energies().sum(0),
     "coherent": lambda v: v.coherent().sum(0),
-    "control": lambda v: v.permuted(v.energies().sum(0)),
-    "paper, control": lambda v: v.permuted(v.rows().sum(0)),
+    "control": lambda v: permuted(v.energies().sum(0), v.sites),
+    "paper, control": lambda v: permuted(v.rows().sum(0), v.sites),
     "A^2": lambda v: (v.rows() ** 2).sum(0),
     "A^4": lambda v: (v.rows() ** 4).sum(0),
     "A above 1": lambda v: np.maximum(v.rows() - 1, 0).sum(0),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.methods.kvw import gamma_taking
+from benchmarks.methods.kvw import gamma_taking, permuted
 from benchmarks.paper.beds import capitals, persons
 from benchmarks.paper.cases import FOLDS
 from benchmarks.paper.command import RESULTS, WORK
@@ -47,14 +47,6 @@ def raised(power: float, shape: str = "paper", threshold: float = 0) -> Shape:
     return strength.exponent
 
 
-def permuted(stored: Statistics) -> Float64:
-    """The control: S of A^2 dealt out anew within each layer."""
-    rng, total = np.random.default_rng(0), raised(2)(stored)
-    for site in stored.sites:
-        total[site.vectors] = rng.permutation(total[site.vectors])
-    return total
-
-
 SHAPES: dict[str, Shape] = {
     "A": raised(1),
     "A^2": raised(2),
@@ -65,7 +57,7 @@ SHAPES: dict[str, Shape] = {
     "coherent": raised(1, "coherent"),
     "E": raised(0.5, "energy"),
     "energy (E^2)": raised(1, "energy"),
-    "A^2, permuted": permuted,
+    "A^2, permuted": lambda stored: permuted(raised(2)(stored), stored.sites),
 }
 
 

@@ -19,8 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from benchmarks.methods.kvw import permuted
 from kvwstream.accessor import LayerRange, vector_gates
 from kvwstream.answers import AnswerEncoder
 from kvwstream.coefficients import Float64
@@ -153,9 +152,7 @@ class Capitals:
         stored = self.statistics(row.forget, row.tokens)
         total = Strength(0, row.layers, **(row.options or {})).exponent(stored)
         if row.permuted:
-            rng = np.random.default_rng(0)
-            for site in stored.sites:
-                total[site.vectors] = rng.permutation(total[site.vectors])
+            total = permuted(total, stored.sites)
         low, high, curve = -3.0, 4.0, []
         scale = math.log(float(total.mean()))
 

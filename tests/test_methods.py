@@ -358,6 +358,16 @@ def test_gamma_takes_the_share_whatever_the_scale(
     assert kvw.gamma_taking(share, scale * total) == pytest.approx(gamma / scale)
 
 
+def test_control_keeps_what_each_layer_loses_but_takes_it_from_others(stored: Path) -> None:
+    statistics = Statistics.open(Location(str(stored / "statistics.zarr")))
+    total, sites = statistics.exponent(), statistics.sites
+    dealt = kvw.permuted(total, sites)
+    for site in sites:
+        assert sorted(dealt[site.vectors]) == sorted(total[site.vectors])
+        assert not np.array_equal(dealt[site.vectors], total[site.vectors])
+    np.testing.assert_array_equal(dealt, kvw.permuted(total, sites))
+
+
 @given(st.integers(1, RUNGS), st.integers(1, RUNGS), st.integers(1, 8))
 def test_search_finds_the_strongest_that_keeps_enough(
     damage_at: int, forgets_at: int, budget: int

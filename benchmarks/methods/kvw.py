@@ -15,6 +15,7 @@ from kvwstream.examples import Example
 from kvwstream.pipelines.collect import collect
 from kvwstream.pipelines.prepare import prepare
 from kvwstream.pipelines.reduce import reduce
+from kvwstream.plan import Site
 from kvwstream.stores.location import Location
 from kvwstream.stores.statistics import Statistics
 from kvwstream.strength import Strength
@@ -57,6 +58,12 @@ def gamma_taking(share: float, total: Float64) -> float:
         taken = float(np.mean(-np.expm1(-math.exp(middle) * total)))
         low, high = (low, middle) if taken > share else (middle, high)
     return math.exp(high)
+
+
+def permuted(total: Float64, sites: Sequence[Site]) -> Float64:
+    """The control: S dealt out anew within each layer, as many vectors as strongly, but others."""
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.permutation(total[site.vectors]) for site in sites])
 
 
 def gates(statistics: Path, strength: Strength) -> Float64:
