@@ -389,28 +389,26 @@ def test_search_finds_the_strongest_that_keeps_enough(
         assert best.forget <= max(0.0, 1 - max(0.0, allowed - 1) / forgets_at) + 1e-6
 
 
-def test_what_is_left_of_the_budget_tries_the_second_setting() -> None:
+@pytest.mark.parametrize(
+    ("scores", "rungs"),
+    [
+        # Of equals the strongest is the best, and none goes beyond the ladder.
+        (Scores(0.5, 0.99), [4, 7, 10, 13, 14.5, 15.25, RUNGS, 13.25]),
+        (Scores(0.0, 0.5), [4, 7, 10, 13, 2, 1, 5, 2]),  # nothing is allowed: from the first
+    ],
+)
+def test_what_is_left_of_the_budget_tries_the_second_settings(
+    scores: Scores, rungs: list[float]
+) -> None:
     seen: list[Point] = []
 
     def measure(point: Point) -> Scores:
         seen.append(point)
-        return Scores(0.5, 0.99)
+        return scores
 
     search(measure, Rule(1.0), 8, shifts=(1, -2))
     assert [point.second for point in seen] == [0, 0, 0, 0, 0, 0, 1, 2]
-    # Of equals the strongest is the best, and none goes beyond the ladder.
-    assert [point.rung for point in seen] == [4, 7, 10, 13, 14.5, 15.25, RUNGS, 13.25]
-
-
-def test_where_nothing_is_allowed_other_settings_are_tried_from_the_first() -> None:
-    seen: list[Point] = []
-
-    def measure(point: Point) -> Scores:
-        seen.append(point)
-        return Scores(0.0, 0.5)
-
-    search(measure, Rule(1.0), 8, shifts=(1, -2))
-    assert [point.rung for point in seen] == [4, 7, 10, 13, 2, 1, 5, 2]
+    assert [point.rung for point in seen] == rungs
 
 
 @given(st.integers(1, RUNGS), st.integers(1, RUNGS), st.integers(4, 12))
